@@ -1,0 +1,5 @@
+"""What a user can mend, told apart from what only a bug can cause."""
+
+
+class UserError(ValueError):
+    """Something that the user can put right. The message says what, where, and what would be right."""
