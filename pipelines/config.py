@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from datetime import date
@@ -12,7 +13,17 @@ from zoneinfo import ZoneInfo
 import yaml
 from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
 
-from recsys_moe.config import Experts, Frozen, Segments, Share, Task, TrainingConfig
+from recsys_moe.config import (
+    BucketSegments,
+    ColumnSegments,
+    CrossSegments,
+    Experts,
+    Frozen,
+    Segments,
+    Share,
+    Task,
+    TrainingConfig,
+)
 from recsys_moe.errors import UserError
 
 DERIVED_COLUMNS = ("hour", "weekday")
@@ -57,7 +68,7 @@ class Sources(Frozen):
     users: tuple[Source, ...] = ()
     items: tuple[Source, ...] = ()
 
-    @field_validator("users", "items", mode="before")
+    @field_validator("users", "items", mode="before", json_schema_input_type=Source | tuple[Source, ...])
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         return [value] if isinstance(value, dict) else value
@@ -71,7 +82,7 @@ class Timestamp(Frozen):
 
 
 class Columns(Frozen):
-    """What the source's columns are called."""
+    """What the source's columns are called, and which values stand for nothing."""
 
     user: Column
     item: Column
@@ -79,6 +90,7 @@ class Columns(Frozen):
     timezone: str = "UTC"
     unique: tuple[Column, ...] = ()
     late: Literal["accept", "reject"] = "accept"
+    missing: tuple[str, ...] = ("", "NULL", "null", "NaN", "nan", "\\N")
 
     @field_validator("timezone")
     @classmethod
@@ -130,7 +142,7 @@ class History(Frozen):
     days: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (7,)
     smoothing: Annotated[float, Field(gt=0)] = 20.0
 
-    @field_validator("keys", mode="before")
+    @field_validator("keys", mode="before", json_schema_input_type=list[Column | list[Column]])
     @classmethod
     def _single_or_pair(cls, value: Any) -> Any:
         return [[key] if isinstance(key, str) else key for key in value] if isinstance(value, list) else value
@@ -145,10 +157,46 @@ class Features(Frozen):
     numeric: tuple[NumericFeature, ...] = ()
     history: History | None = None
 
-    @field_validator("numeric", mode="before")
+    @field_validator("numeric", mode="before", json_schema_input_type=list[Column | NumericFeature])
     @classmethod
     def _name_or_mapping(cls, value: Any) -> Any:
         return [{"name": v} if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+
+
+class BucketForm(Frozen):
+    """`by: {bucket: {column: …, bins: […]}}`."""
+
+    bucket: BucketSegments
+
+
+class CrossForm(Frozen):
+    """`by: {cross: {columns: […], parent: …}}`."""
+
+    cross: CrossSegments
+
+
+class WrittenSegments(Frozen):
+    """Segments as a person writes them; `recsys_moe.config.Segments` is what they become."""
+
+    by: Column | BucketForm | CrossForm
+    min_rows: PositiveInt = 1000
+
+    @field_validator("by", mode="before", json_schema_input_type=Column | BucketForm | CrossForm)
+    @classmethod
+    def _one_of_three(cls, value: Any) -> Any:
+        if not isinstance(value, str) and not (isinstance(value, dict) and list(value) in (["bucket"], ["cross"])):
+            raise ValueError(f"should be a column, {{bucket: …}} or {{cross: …}}, not {value!r}")
+        return value
+
+    def resolved(self) -> Segments:
+        """The same, without the short forms."""
+        match self.by:
+            case BucketForm(bucket=bucket):
+                return Segments(by=bucket, min_rows=self.min_rows)
+            case CrossForm(cross=cross):
+                return Segments(by=cross, min_rows=self.min_rows)
+            case column:
+                return Segments(by=ColumnSegments(column=column), min_rows=self.min_rows)
 
 
 class ModelShape(Frozen):
@@ -208,7 +256,7 @@ class Evaluation(Frozen):
     refit: bool = True
     gate: Gate = Gate()
 
-    @field_validator("split", mode="before")
+    @field_validator("split", mode="before", json_schema_input_type=TimeSplit | ColumnSplit | RandomSplit)
     @classmethod
     def _time_by_default(cls, value: Any) -> Any:
         return {"by": "time", **value} if isinstance(value, dict) else value
@@ -228,8 +276,8 @@ class Scoring(Frozen):
     candidates: Candidates = Candidates()
     top_n: PositiveInt = 20
     exclude_seen: bool = False
-    context: dict[Column, str | int | float] = {}
-    contexts: dict[Name, dict[Column, str | int | float]] = {}
+    context: dict[Column, str | int | float] = Field(default_factory=dict)
+    contexts: dict[Name, dict[Column, str | int | float]] = Field(default_factory=dict)
     weights: Annotated[dict[str, float], Field(min_length=1)] | None = None
 
     @model_validator(mode="after")
@@ -289,19 +337,11 @@ class Recommender(Frozen):
     schedule: Schedule | None = None
     simulation: Simulation | None = None
 
-    @field_validator("segments", mode="before")
+    @field_validator("segments", mode="before", json_schema_input_type=WrittenSegments | None)
     @classmethod
     def _short_forms(cls, value: Any) -> Any:
         """`by: tab`, `by: {bucket: …}` and `by: {cross: …}` are what a person writes."""
-        if not isinstance(value, dict) or "by" not in value:
-            return value
-        by = value["by"]
-        if isinstance(by, str):
-            by = {"column": by}
-        elif isinstance(by, dict) and len(by) == 1 and next(iter(by)) in ("column", "bucket", "cross"):
-            inner = next(iter(by.values()))
-            by = inner if isinstance(inner, dict) else by
-        return {**value, "by": by}
+        return WrittenSegments.model_validate(value).resolved() if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -389,11 +429,24 @@ def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         return {**value, "path": place(value.get("path"))} if isinstance(value, dict) and "path" in value else value
 
     raw = dict(raw)
-    if "storage" in raw:
-        raw["storage"] = place(raw["storage"])
+    if isinstance(raw.get("storage"), str):
+        raw["storage"] = _inside_root(raw["storage"], folder)
     if isinstance(raw.get("source"), dict):
         raw["source"] = {key: source(value) for key, value in raw["source"].items()}
     return raw
+
+
+def _inside_root(storage: str, folder: Path) -> str:
+    """The storage folder, made absolute; a YAML must not write where nobody expects it."""
+    if "://" in storage:
+        raise UserError(f"storage: {storage!r} is no local folder; object stores are not read or written yet")
+    root = Path(os.environ.get("RECSYS_MOE_STORAGE_ROOT", folder.parent)).resolve()
+    path = (folder / storage).resolve()
+    if path == root or not path.is_relative_to(root):
+        raise UserError(
+            f"storage: {storage!r} leaves its root {root}; name a folder inside it, or set RECSYS_MOE_STORAGE_ROOT"
+        )
+    return str(path)
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -409,8 +462,6 @@ def _first_problem(error: ValidationError) -> str:
 
 
 def _did_you_mean(loc: tuple[int | str, ...]) -> str:
-    import difflib
-
     model: Any = Recommender
     for part in loc[:-1]:
         field = getattr(model, "model_fields", {}).get(part)
@@ -441,3 +492,9 @@ def load(path: Path) -> Recommender:
         raise UserError(f"{path}: {_first_problem(error)}") from None
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recommender's YAML, for editors and for the DAG file."""
+    schema = Recommender.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "recsys_moe recommender", **schema}

@@ -1,0 +1,183 @@
+"""Which column lives where: whose property it is, and which features the model gets from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from pipelines import sources
+from pipelines.config import DERIVED_COLUMNS, Recommender, Source
+from recsys_moe.config import Feature, ModelConfig, Side, Task
+from recsys_moe.errors import UserError
+
+
+def feature_columns(config: Recommender) -> list[str]:
+    """Every raw column that a feature, a history key or a segment is made of, each once."""
+    features = config.features
+    keys = features.history.keys if features.history else ()
+    columns = [
+        *features.categorical,
+        *features.multivalued,
+        *(feature.days_since or feature.name for feature in features.numeric),
+        *(column for key in keys for column in key),
+        *(config.segments.columns if config.segments else ()),
+    ]
+    return list(dict.fromkeys(columns))
+
+
+def log_columns(config: Recommender) -> list[str]:
+    """The columns that every interaction must have: who, what, when, and the labels."""
+    columns = config.columns
+    split = config.evaluation.split
+    wanted = [columns.user, columns.item, columns.timestamp.name, *(task.label for task in config.tasks)]
+    wanted += [*columns.unique, *([split.column] if split.by == "column" else [])]
+    return list(dict.fromkeys(wanted))
+
+
+@dataclass(frozen=True)
+class Files:
+    """Which columns to take from which file. `users` and `items` go with the sources of the same position."""
+
+    interactions: tuple[str, ...]
+    users: tuple[tuple[str, ...], ...]
+    items: tuple[tuple[str, ...], ...]
+
+
+def locate(config: Recommender, ds: date) -> Files:
+    """Find every column that the YAML names in the headers of day `ds`.
+
+    A column that stands in several files is taken from the log first, then from the users, then from the items.
+
+    Raises:
+        UserError: a column is in none of them.
+    """
+    log_header = sources.columns_of(config.source.interactions, ds)
+    log_path = config.source.interactions.path_for(ds)
+    for column in log_columns(config):
+        if column not in log_header:
+            raise UserError(f"{log_path}: has no column {column!r}; {_header(log_header)}")
+    wanted = [column for column in feature_columns(config) if column not in log_header]
+    users, wanted = _take(config.source.users, config.columns.user, wanted, ds)
+    items, wanted = _take(config.source.items, config.columns.item, wanted, ds)
+    missing = [column for column in wanted if column not in DERIVED_COLUMNS]
+    if missing:
+        raise UserError(f"features: {missing} are columns of no source; {log_path}: {_header(log_header)}")
+    from_log = [column for column in feature_columns(config) if column in log_header]
+    return Files(tuple(dict.fromkeys([*log_columns(config), *from_log])), users, items)
+
+
+def _take(
+    files: Iterable[Source], key: str, wanted: list[str], ds: date
+) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
+    """What each file gives of `wanted`, with its key, and what is still wanted after them."""
+    taken = []
+    for source in files:
+        header = sources.columns_of(source, ds)
+        if key not in header:
+            raise UserError(f"{source.path_for(ds)}: has no column {key!r} to join by; {_header(header)}")
+        found = tuple(column for column in wanted if column in header)
+        taken.append((key, *found))
+        wanted = [column for column in wanted if column not in found]
+    return tuple(taken), wanted
+
+
+def _header(names: list[str]) -> str:
+    hint = "; is its delimiter right?" if len(names) == 1 else ""
+    return f"it has {', '.join(map(repr, names))}{hint}"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Whose property each raw column is. Read off the tables, so that a YAML need not say it."""
+
+    by_column: Mapping[str, Side]
+
+    @classmethod
+    def of(cls, config: Recommender, user_columns: Iterable[str], item_columns: Iterable[str]) -> Sides:
+        """Columns of the users table are the user's, those of the items table the item's, others the moment's."""
+        sides: dict[str, Side] = dict.fromkeys(feature_columns(config), "context")
+        sides |= dict.fromkeys((*user_columns, config.columns.user), "user")
+        sides |= dict.fromkeys((*item_columns, config.columns.item), "item")
+        return cls(sides)
+
+    def of_key(self, columns: tuple[str, ...]) -> Side:
+        """The side of something made of several columns.
+
+        Raises:
+            UserError: it mixes a user's columns with an item's.
+        """
+        found = {self.by_column[column] for column in columns}
+        if {"user", "item"} <= found:
+            raise UserError(
+                f"features.history.keys: {list(columns)} mixes a user's column with an item's; "
+                "a key may pair either of them with the moment, not with each other"
+            )
+        return "user" if "user" in found else "item" if "item" in found else "context"
+
+    def columns(self, *sides: Side) -> list[str]:
+        """The raw columns of some sides."""
+        return [column for column, side in self.by_column.items() if side in sides]
+
+
+def history_feature(key: tuple[str, ...], days: int, what: str) -> str:
+    """The name of a history feature, such as `user_id_x_tab_7d_click_rate`."""
+    return f"{'_x_'.join(key)}_{days}d_{what}"
+
+
+def model_features(config: Recommender, sides: Sides) -> tuple[Feature, ...]:
+    """The features of a recommender, history included, as the model knows them."""
+    of = sides.by_column
+    written = config.features
+    features = [Feature(name=c, kind="categorical", side=of[c], from_keys=(c,)) for c in written.categorical]
+    features += [Feature(name=c, kind="multivalued", side=of[c], from_keys=(c,)) for c in written.multivalued]
+    for numeric in written.numeric:
+        source = numeric.days_since or numeric.name
+        features.append(
+            Feature(
+                name=numeric.name,
+                kind="numeric",
+                side=of[source],
+                transform=numeric.transform,
+                from_keys=(source,),
+            )
+        )
+    return (*features, *_history_features(config, sides))
+
+
+def _history_features(config: Recommender, sides: Sides) -> list[Feature]:
+    history = config.features.history
+    if history is None:
+        return []
+    features = []
+    for key in history.keys:
+        side = sides.of_key(key)
+        for days in history.days:
+            name = history_feature(key, days, "rows")
+            features.append(Feature(name=name, kind="numeric", side=side, transform="log1p", from_keys=key))
+            features += [
+                Feature(name=history_feature(key, days, f"{task.name}_rate"), kind="numeric", side=side, from_keys=key)
+                for task in config.tasks
+            ]
+    return features
+
+
+def model_config(config: Recommender, sides: Sides) -> ModelConfig:
+    """What the model library is to build for this recommender.
+
+    Raises:
+        UserError: a segment would be a property of the item.
+    """
+    for column in config.segments.columns if config.segments else ():
+        if sides.by_column[column] == "item":
+            raise UserError(f"segments.by: {column!r} is an item's column; segments are of users or of the moment")
+    shape = config.model
+    return ModelConfig(
+        features=model_features(config, sides),
+        tasks=tuple(Task(name=t.name, kind=t.kind, given=t.given, weight=t.weight) for t in config.tasks),
+        segments=config.segments,
+        embedding_dim=shape.embedding_dim,
+        min_count=shape.min_count,
+        experts=shape.experts,
+        towers=shape.towers,
+    )

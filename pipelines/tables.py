@@ -1,0 +1,117 @@
+"""Delta tables under a recommender's storage folder: the only place that reads or writes them, or builds their paths.
+
+Every table is partitioned by `ds`, the day that brought its rows, and a day is replaced as a whole:
+a reader sees all of the old or all of the new.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset
+import pyarrow.fs
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import CommitFailedError, TableNotFoundError
+
+from recsys_moe.errors import UserError
+
+TableName = Literal["interactions", "rejected", "users", "items", "daily_counts", "examples", "scores"]
+
+# Without this, ordinary writes drop log entries older than 30 days, and with them versions that a model names.
+_CONFIGURATION: dict[str, str | None] = {"delta.enableExpiredLogCleanup": "false"}
+
+
+class Tables:
+    """The tables of one recommender.
+
+    Args:
+        storage: the folder that holds them; made when something is first written.
+    """
+
+    def __init__(self, storage: str | Path) -> None:
+        self.storage = Path(storage)
+
+    def path(self, name: TableName) -> Path:
+        """The folder of a table."""
+        return self.storage / "tables" / name
+
+    def exists(self, name: TableName) -> bool:
+        """Whether anything was ever written to the table."""
+        return DeltaTable.is_deltatable(str(self.path(name)))
+
+    def replace_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
+        """Publish `rows` as the whole of day `ds`, at once. Returns the table's new version.
+
+        Raises:
+            UserError: another process published the same day meanwhile; its rows stand.
+        """
+        rows = rows.append_column("ds", pa.array([ds] * len(rows), pa.date32()))
+        path = self.path(name)
+        try:
+            write_deltalake(
+                str(path),
+                rows,
+                mode="overwrite",
+                predicate=f"ds = '{ds.isoformat()}'" if self.exists(name) else None,
+                partition_by=["ds"],
+                schema_mode="merge",
+                configuration=_CONFIGURATION,
+            )
+        except CommitFailedError as error:
+            raise UserError(
+                f"{path}: another run published {ds} of {name} at the same time and won; run this step again ({error})"
+            ) from None
+        version = self.version(name)
+        assert version is not None
+        return version
+
+    def version(self, name: TableName) -> int | None:
+        """The table's newest version, or None where there is no table."""
+        return self._open(name, None).version() if self.exists(name) else None
+
+    def days(self, name: TableName) -> list[date]:
+        """The days that have rows, oldest first."""
+        if not self.exists(name):
+            return []
+        return sorted({date.fromisoformat(part["ds"]) for part in self._open(name, None).partitions()})
+
+    def dataset(self, name: TableName, version: int | None = None) -> pyarrow.dataset.Dataset:
+        """The table as an Arrow dataset, to be filtered and read in streams.
+
+        Raises:
+            UserError: there is no such table yet.
+        """
+        table = self._open(name, version)
+        # Arrow's own file system, not delta-rs's: with the latter some interpreters abort at exit (decision 0003).
+        folder = pyarrow.fs.SubTreeFileSystem(str(self.path(name)), pyarrow.fs.LocalFileSystem())
+        return table.to_pyarrow_dataset(filesystem=folder)
+
+    def read_day(self, name: TableName, ds: date, columns: list[str] | None = None) -> pa.Table:
+        """One day's rows; empty where the day has none."""
+        return self.dataset(name).to_table(filter=pc.field("ds") == ds, columns=columns)
+
+    def fingerprint(self, name: TableName, days: Iterable[date]) -> str:
+        """A digest that changes when a row of these days may have, and only then.
+
+        Files of a table are never changed, only added and removed, so their names stand for their content.
+        """
+        wanted = {f"ds={day.isoformat()}" for day in days}
+        paths = self._open(name, None).file_uris() if self.exists(name) else []
+        names = sorted("/".join(Path(path).parts[-2:]) for path in paths)
+        chosen = [path for path in names if path.split("/")[0] in wanted]
+        return hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:16]
+
+    def _open(self, name: TableName, version: int | None) -> DeltaTable:
+        try:
+            return DeltaTable(str(self.path(name)), version=version)
+        except TableNotFoundError:
+            step = {"interactions": "ingest", "users": "ingest", "items": "ingest", "scores": "score"}
+            raise UserError(
+                f"{self.path(name)}: there is no table {name} yet; run `recsys-moe {step.get(name, 'prepare')}` first"
+            ) from None
