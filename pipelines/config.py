@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
 import yaml
-from pydantic import Field, PositiveInt, ValidationError, field_validator, model_validator
+from pydantic import Discriminator, Field, PositiveInt, Tag, ValidationError, field_validator, model_validator
 
 from recsys_moe.config import (
     BucketSegments,
@@ -175,10 +175,18 @@ class CrossForm(Frozen):
     cross: CrossSegments
 
 
+def _segment_form(by: str | dict[str, Any]) -> str:
+    """Which of the three it is, so that a mistake inside is told of that one alone."""
+    return next(iter(by)) if isinstance(by, dict) else "column"
+
+
 class WrittenSegments(Frozen):
     """Segments as a person writes them; `recsys_moe.config.Segments` is what they become."""
 
-    by: Column | BucketForm | CrossForm
+    by: Annotated[
+        Annotated[Column, Tag("column")] | Annotated[BucketForm, Tag("bucket")] | Annotated[CrossForm, Tag("cross")],
+        Discriminator(_segment_form),
+    ]
     min_rows: PositiveInt = 1000
 
     @field_validator("by", mode="before", json_schema_input_type=Column | BucketForm | CrossForm)

@@ -1,0 +1,41 @@
+# Few commands, always the same. Each makes the set-up it needs by itself.
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help setup demo up test test-all check lock clean
+
+BIN := .venv/bin
+# More for pytest or the CLI, as in: make test ARGS="-k gates"
+ARGS ?=
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make .venv, or bring it up to date (about a minute; PYTHON and TORCH_INDEX choose which)
+	@scripts/setup.sh
+
+demo: setup ## the whole loop on simulated days, under a real scheduler, with a summary
+	@exec $(BIN)/recsys-moe demo $(ARGS)
+
+up: setup ## Airflow and MLflow on 127.0.0.1, until Ctrl-C
+	@exec $(BIN)/recsys-moe up $(ARGS)
+
+test: setup ## the fast tests
+	@exec $(BIN)/python -m pytest -m "not slow" --session-timeout=480 $(ARGS)
+
+test-all: setup ## all tests, slow ones too
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: setup ## ruff, mypy, the architecture and the lock files
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_requirements.py
+
+lock: setup ## compile requirements/*.txt from *.in (UPGRADE=1: to the newest that fit)
+	cd requirements && for name in base dev; do \
+	  ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) \
+	    --custom-compile-command "make lock" --override overrides.txt $$name.in -o $$name.txt || exit 1; done
+
+clean: ## remove var/ (tables, runs and models made here) and caches; .venv stays
+	rm -rf var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +

@@ -1,0 +1,224 @@
+"""`recsys-moe STEP --config FILE --as-of DATE`: the boundary that schedulers and people call.
+
+Logs go to stderr. The last line of stdout is one JSON object, which is also written to the file that
+`$RECSYS_MOE_RESULT` names. Exit codes: 0 done, 2 something that the user can mend, 99 nothing to do, 1 a bug.
+
+Steps are imported when they are called: `--help`, `ingest` and `schema` need no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipelines import config as recommenders
+from pipelines.config import Recommender
+from pipelines.errors import NotDueError
+from pipelines.processes import end_with_parent
+from recsys_moe.errors import UserError
+
+USER_ERROR, SKIPPED = 2, 99
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Schedule training, batch-score users and compare runs of a mixture-of-experts recommender.",
+)
+
+Config = Annotated[Path, typer.Option("--config", help="The recommender's YAML.")]
+AsOf = Annotated[str, typer.Option("--as-of", metavar="YYYY-MM-DD", help="The day, in the YAML's time zone.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")]
+
+
+@app.command()
+def simulate(config: Config, debug: Debug = False) -> None:
+    """Write a marketplace's logs, with known truth, to the paths that the YAML names."""
+    from pipelines.simulate import simulate as step
+
+    _call(debug, lambda: step(_load(config)))
+
+
+@app.command()
+def ingest(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+    """Read and check one day's files, set bad rows aside with a reason, publish."""
+    from pipelines.ingest import ingest as step
+
+    _call(debug, lambda: step(_load(config), _day(as_of)))
+
+
+@app.command()
+def prepare(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+    """Make one day's examples: labels, raw features, and history as of each event."""
+    from pipelines.prepare import prepare as step
+
+    _call(debug, lambda: step(_load(config), _day(as_of)))
+
+
+@app.command()
+def train(
+    config: Config,
+    as_of: AsOf,
+    if_due: Annotated[
+        bool, typer.Option("--if-due", help="Exit 99 if a newer day is ingested already, or there are too few yet.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
+    """Train on the days up to --as-of and register the result as a version."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.train import check_due
+        from pipelines.train import train as step
+
+        loaded, day = _load(config), _day(as_of)
+        if if_due:
+            check_due(loaded, day)
+        return step(loaded, day)
+
+    _call(debug, work)
+
+
+@app.command()
+def evaluate(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+    """Measure the version trained for --as-of beside the champion and the baselines."""
+    from pipelines.evaluate import evaluate as step
+
+    _call(debug, lambda: step(_load(config), _day(as_of)))
+
+
+@app.command()
+def promote(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+    """Let the version trained for --as-of serve, if it is better than the champion on the same rows."""
+    from pipelines.promote import promote as step
+
+    _call(debug, lambda: step(_load(config), _day(as_of)))
+
+
+@app.command()
+def score(
+    config: Config,
+    as_of: AsOf,
+    model_version: Annotated[int | None, typer.Option(help="A version's number; the champion if left out.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Publish the top-N items of every user, with what is known through --as-of."""
+    from pipelines.score import score as step
+
+    _call(debug, lambda: step(_load(config), _day(as_of), model_version))
+
+
+@app.command()
+def run(
+    config: Config,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="YYYY-MM-DD", help="The first day; the source's first if left out.")
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="YYYY-MM-DD", help="The last day; the source's last if left out.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """All steps in order, over a range of days."""
+    from pipelines.run import run as steps
+
+    _call(
+        debug,
+        lambda: steps(_load(config), _day(start, "--from") if start else None, _day(as_of) if as_of else None),
+    )
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a recommender's YAML, for editors."""
+    print(json.dumps(recommenders.json_schema(), indent=2, sort_keys=True))
+
+
+@app.command()
+def demo(
+    keep_open: Annotated[bool, typer.Option("--keep-open", help="Leave the servers up until Ctrl-C.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Run the demo's DAGs under a real scheduler over simulated days, and stop all that was started."""
+    from pipelines.local.demo import demo as play
+
+    _guard(debug, lambda: play(keep_open))
+
+
+@app.command()
+def up(debug: Debug = False) -> None:
+    """Start Airflow and MLflow for a person, on this machine only; Ctrl-C ends all of it."""
+    from pipelines.local.up import up as start
+
+    _guard(debug, start)
+
+
+def _load(path: Path) -> Recommender:
+    return recommenders.load(path)
+
+
+def _day(text: str, option: str = "--as-of") -> date:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise UserError(f"{option}: {text!r} is no date; write it like 2026-01-31") from None
+
+
+def _call(debug: bool, step: Callable[[], dict[str, Any]]) -> None:
+    """Run a step; its result is the last line of stdout, and the file that the environment names."""
+
+    def work() -> None:
+        result = json.dumps(step(), allow_nan=False)
+        if path := os.environ.get("RECSYS_MOE_RESULT"):
+            Path(path).write_text(result + "\n", encoding="utf-8")
+        print(result, flush=True)
+
+    _guard(debug, work)
+
+
+def _guard(debug: bool, work: Callable[[], object]) -> None:
+    """Turn what can go wrong into one line and an exit code."""
+    _set_up_logging()
+    end_with_parent()
+    try:
+        code = work()
+    except NotDueError as reason:
+        print(f"nothing to do: {reason}", file=sys.stderr)
+        raise typer.Exit(SKIPPED) from None
+    except UserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(USER_ERROR) from None
+    raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def _set_up_logging() -> None:
+    """Our own words from INFO on, others' from WARNING on; times and levels only where no person watches."""
+    if sys.stderr.isatty():
+        from rich.logging import RichHandler
+
+        from pipelines.progress import console
+
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("pipelines").setLevel(logging.INFO)
+    for noisy in ("alembic", "torchrec", "mlflow"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,110 @@
+"""The pictures that a run shows. Colours are Okabe and Ito's, told apart by colour-blind readers too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
+_TASK_COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
+Metrics = Mapping[str, Mapping[str, float]]
+
+
+def _figure(width: float, height: float) -> Figure:
+    return Figure(figsize=(width, height), dpi=110, layout="constrained")
+
+
+def _tidy(axes: Any) -> None:
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    axes.set_axisbelow(True)
+
+
+def training_curve(history: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss per task and epoch: solid where it learns, dashed on the days held out."""
+    figure = _figure(7, 4)
+    axes = figure.subplots()
+    epochs = [record["epoch"] + 1 for record in history]
+    names = [name.removeprefix("loss/") for name in history[0] if name.startswith("loss/")]
+    for name, colour in zip(names, _TASK_COLOURS * len(names), strict=False):
+        axes.plot(epochs, [r[f"loss/{name}"] for r in history], "o-", color=colour, label=f"{name}, training")
+        if f"validation/loss/{name}" in history[0]:
+            held = [r[f"validation/loss/{name}"] for r in history]
+            axes.plot(epochs, held, "s--", color=colour, label=f"{name}, validation")
+    axes.set(xlabel="epoch", ylabel="loss, nats a row", title="Loss while choosing the number of epochs")
+    axes.set_xticks(epochs)
+    axes.legend(fontsize=8)
+    _tidy(axes)
+    return figure
+
+
+def auc_by_segment(task: str, models: Mapping[str, Metrics], largest: int = 20) -> Figure:
+    """AUC of a task in each of the largest segments, a mark a model: {model: {segment: metrics}}."""
+    first = next(iter(models.values()))
+    segments = sorted(first, key=lambda name: -first[name]["rows"])[:largest][::-1]
+    figure = _figure(7, 1.4 + 0.32 * len(segments))
+    axes = figure.subplots()
+    marks = zip(models.items(), _TASK_COLOURS, ("o", "s", "^", "D"), strict=False)
+    for (model, of), colour, mark in marks:
+        values = [of.get(segment, {}).get("auc", float("nan")) for segment in segments]
+        axes.plot(values, np.arange(len(segments)), mark, color=colour, label=model)
+    axes.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    labels = [f"{segment}  ({first[segment]['rows']:,.0f} rows)" for segment in segments]
+    axes.set_yticks(np.arange(len(segments)), labels, fontsize=8)
+    axes.set(xlabel="AUC", title=f"{task}: AUC by segment, test days")
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.4 / (1 + len(segments))), ncols=3)
+    _tidy(axes)
+    return figure
+
+
+def calibration(labels: Mapping[str, NDArray[Any]], scores: Mapping[str, NDArray[Any]], bins: int = 20) -> Figure:
+    """Predicted against observed rate, in bins of equally many rows, a line a task; both axes are logarithmic."""
+    figure = _figure(5.5, 5)
+    axes = figure.subplots()
+    low = 1.0
+    for (task, said), colour in zip(scores.items(), _TASK_COLOURS * len(scores), strict=False):
+        known = np.isfinite(labels[task])
+        order = np.argsort(said[known])
+        parts = [part for part in np.array_split(order, bins) if len(part)]
+        predicted = np.array([said[known][part].mean() for part in parts])
+        observed = np.array([labels[task][known][part].mean() for part in parts])
+        shown = (observed > 0) & (predicted > 0)
+        axes.plot(predicted[shown], observed[shown], "o-", color=colour, markersize=4, label=task)
+        low = min([low, *predicted[shown], *observed[shown]])
+    axes.plot([low, 1], [low, 1], ":", color=GREY, label="perfect")
+    axes.set(xscale="log", yscale="log", xlabel="predicted rate", ylabel="observed rate")
+    axes.set(title="Calibration, test days, 20 equal bins")
+    axes.legend(fontsize=8)
+    _tidy(axes)
+    return figure
+
+
+def gate_weights(task: str, segments: Sequence[str], experts: Sequence[str], weights: NDArray[Any]) -> Figure:
+    """Mean gate weight of every expert in every segment, for a task: a heat map [segments, experts]."""
+    figure = _figure(2.5 + 0.45 * len(experts), 1.8 + 0.3 * len(segments))
+    axes = figure.subplots()
+    image = axes.imshow(weights, cmap="cividis", vmin=0.0, vmax=max(0.5, float(np.nanmax(weights))), aspect="auto")
+    axes.set_xticks(np.arange(len(experts)), experts, rotation=60, ha="right", fontsize=8)
+    axes.set_yticks(np.arange(len(segments)), segments, fontsize=8)
+    axes.set(title=f"{task}: weight of each expert by segment")
+    figure.colorbar(image, ax=axes, label="mean gate weight")
+    return figure
+
+
+def expert_load(tasks: Sequence[str], load: NDArray[Any]) -> Figure:
+    """Share of a task's choices that each routed expert got: bars [tasks, experts], a line where all are equal."""
+    figure = _figure(7, 3.5)
+    axes = figure.subplots()
+    experts, width = load.shape[1], 0.8 / len(tasks)
+    for number, (task, colour) in enumerate(zip(tasks, _TASK_COLOURS * len(tasks), strict=False)):
+        axes.bar(np.arange(experts) + number * width, load[number], width, color=colour, label=task)
+    axes.axhline(1 / experts, color=GREY, linestyle=":", label="even")
+    axes.set_xticks(np.arange(experts) + 0.4 - width / 2, [str(number) for number in range(experts)])
+    axes.set(xlabel="routed expert", ylabel="share of choices", title="Load of the routed experts, test days")
+    axes.legend(fontsize=8)
+    _tidy(axes)
+    return figure

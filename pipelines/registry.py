@@ -1,0 +1,240 @@
+"""Runs, versions and the alias `champion`: the only place, with the served model, that knows MLflow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+# Before mlflow: it would otherwise report usage to its makers, and draw bars of its own between our lines.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+
+import mlflow
+import pyarrow as pa
+from matplotlib.figure import Figure
+from mlflow.data.delta_dataset_source import DeltaDatasetSource
+from mlflow.data.meta_dataset import MetaDataset
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.models import infer_signature
+from mlflow.tracking import MlflowClient
+
+from pipelines.config import Recommender
+from recsys_moe.errors import UserError
+
+CHAMPION = "champion"
+_SERVING_NEEDS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch")
+_PACKAGE = Path(__file__).resolve().parent
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Version:
+    """A registered model: `as_of` is the day it was trained for, `through` the last day it learned from."""
+
+    number: int
+    run_id: str
+    as_of: date
+    through: date
+
+
+def tracking_uri(config: Recommender) -> str:
+    """The server that the environment names, or a file beside the storage folder, shared by its neighbours."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_local_store(config) / 'mlflow.db'}"
+
+
+def _local_store(config: Recommender) -> Path:
+    return Path(config.storage).parent / "mlflow"
+
+
+class Registry:
+    """One recommender's experiment and registered model, both called by its name.
+
+    Raises:
+        UserError: the tracking server does not answer, or asks for a login.
+    """
+
+    def __init__(self, config: Recommender) -> None:
+        self.name, self.uri = config.name, tracking_uri(config)
+        if self.uri.startswith("sqlite:///"):
+            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        mlflow.set_tracking_uri(self.uri)
+        self.client = MlflowClient()
+        try:
+            self.experiment_id = self._experiment(config)
+        except MlflowException as error:
+            raise UserError(f"MLflow at {self.uri}: {str(error).splitlines()[0]}") from None
+
+    def _experiment(self, config: Recommender) -> str:
+        found = self.client.get_experiment_by_name(self.name)
+        if found is not None:
+            return str(found.experiment_id)
+        # A server chooses the place itself; without one, pictures and models lie beside the database.
+        place = None if self.uri.startswith("http") else (_local_store(config) / "artifacts").as_uri()
+        return str(self.client.create_experiment(self.name, artifact_location=place))
+
+    @contextmanager
+    def run(self, title: str, tags: Mapping[str, str]) -> Iterator[Run]:
+        """A new run; it counts as finished only if the block ends without an error."""
+        commit = _git_commit()
+        tags = {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
+        with mlflow.start_run(
+            experiment_id=self.experiment_id, run_name=title, tags=dict(tags), log_system_metrics=True
+        ) as active:
+            yield Run(self.client, active.info.run_id)
+
+    def open_run(self, run_id: str) -> Run:
+        """A run that has ended, to add to."""
+        return Run(self.client, run_id)
+
+    def register(self, run: Run, checkpoint: Path, example: pa.Table, predictions: Mapping[str, Any]) -> Version:
+        """Make the checkpoint a version: models from code, beside them the library's source; no pickle.
+
+        Args:
+            run: the run that trained it.
+            checkpoint: folder written by `recsys_moe.checkpoint.save`, called `checkpoint`.
+            example: a few rows as the model reads them.
+            predictions: what it answers to them, by task.
+        """
+        frame = example.to_pandas()
+        mlflow.pyfunc.log_model(
+            name="model",
+            python_model=str(_PACKAGE / "served_model.py"),
+            artifacts={"checkpoint": str(checkpoint)},
+            code_paths=[str(_PACKAGE.parent / "recsys_moe")],
+            pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in _SERVING_NEEDS],
+            signature=infer_signature(frame, dict(predictions)),
+            input_example=frame,
+            registered_model_name=self.name,
+        )
+        version = self._version_of(run.run_id)
+        assert version is not None
+        return version
+
+    def finished(self, fingerprint: str) -> Version | None:
+        """The version that was trained from the same config, code and data, if one was."""
+        return self._newest(f"tags.fingerprint = '{fingerprint}'")
+
+    def trained_for(self, as_of: date) -> Version | None:
+        """The newest version that was trained for a day."""
+        return self._newest(f"tags.as_of = '{as_of.isoformat()}'")
+
+    def _newest(self, condition: str) -> Version | None:
+        runs = self.client.search_runs(
+            [self.experiment_id],
+            f"{condition} and attributes.status = 'FINISHED'",
+            order_by=["attributes.start_time DESC"],
+        )
+        versions = (self._version_of(run.info.run_id) for run in runs)
+        return next((version for version in versions if version is not None), None)
+
+    def _version_of(self, run_id: str) -> Version | None:
+        found = self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'")
+        return self.version(int(found[0].version)) if found else None
+
+    def version(self, number: int) -> Version:
+        """A version by its number.
+
+        Raises:
+            UserError: there is none.
+        """
+        try:
+            found = self.client.get_model_version(self.name, str(number))
+        except MlflowException:
+            raise UserError(f"--model-version: the registered model {self.name!r} has no version {number}") from None
+        run_id = str(found.run_id)
+        tags = self.client.get_run(run_id).data.tags
+        as_of, through = date.fromisoformat(tags["as_of"]), date.fromisoformat(tags["trained_through"])
+        return Version(number, run_id, as_of, through)
+
+    def champion(self) -> Version | None:
+        """The version that serves, or None before the first promotion."""
+        try:
+            found = self.client.get_model_version_by_alias(self.name, CHAMPION)
+        except MlflowException:
+            return None
+        return self.version(int(found.version))
+
+    def crown(self, version: Version) -> None:
+        """Let `version` serve from now on."""
+        self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+
+    def describe(self, version: Version, tags: Mapping[str, str]) -> None:
+        """Put tags on a version and on its run."""
+        for key, value in tags.items():
+            self.client.set_model_version_tag(self.name, str(version.number), key, value)
+            self.client.set_tag(version.run_id, key, value)
+
+    def checkpoint(self, version: Version) -> Path:
+        """A local folder with the version's checkpoint."""
+        folder = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version.number}")
+        return Path(folder) / "artifacts" / "checkpoint"
+
+
+class Run:
+    """Where a run's numbers, pictures and files go."""
+
+    def __init__(self, client: MlflowClient, run_id: str) -> None:
+        self._client, self.run_id = client, run_id
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Settings worth comparing; what the run has already is left as it is."""
+        self._client.log_batch(self.run_id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Numbers at a step; what is not a number (an AUC of one class, say) is left out."""
+        now = _milliseconds()
+        kept = [Metric(key, float(value), now, step) for key, value in values.items() if value == value]
+        for start in range(0, len(kept), 1000):
+            self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Words to filter runs by."""
+        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def tag(self, key: str) -> str | None:
+        """One of the run's tags."""
+        return self._client.get_run(self.run_id).data.tags.get(key)
+
+    def inputs(self, tables: Mapping[str, tuple[Path, int]]) -> None:
+        """The tables, at their versions, that the run learned from. The run must be the active one."""
+        for name, (path, version) in tables.items():
+            source = DeltaDatasetSource(path=str(path), delta_table_version=version)
+            dataset = MetaDataset(source, name=name, digest=f"v{version}")  # type: ignore[abstract]
+            mlflow.log_input(dataset, context="training")
+
+    def text(self, content: str, path: str) -> None:
+        """A text file."""
+        self._client.log_text(self.run_id, content, path)
+
+    def table(self, content: Mapping[str, Any], path: str) -> None:
+        """A JSON file."""
+        self._client.log_dict(self.run_id, dict(content), path)
+
+    def picture(self, figure: Figure, path: str) -> None:
+        """A picture."""
+        self._client.log_figure(self.run_id, figure, path)
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=_PACKAGE, capture_output=True, text=True, check=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,102 @@
+"""A fitted model as a folder: weights.safetensors, config.json, encoder.json, vocabularies.parquet. No pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from recsys_moe.config import ModelConfig
+from recsys_moe.embeddings import PlainEmbeddings
+from recsys_moe.encoding import Encoder, RawTable
+from recsys_moe.errors import UserError
+from recsys_moe.model import RankingModel
+
+FORMAT = {"format": "recsys_moe checkpoint", "version": 1}
+PREDICT_ROWS = 8192
+
+
+@dataclass(frozen=True)
+class Ranker:
+    """An encoder and a model with plain weights: raw columns in, probabilities out. Needs no torchrec."""
+
+    encoder: Encoder
+    model: RankingModel
+
+    @property
+    def config(self) -> ModelConfig:
+        """What the model is made of."""
+        return self.encoder.config
+
+    @torch.no_grad()
+    def predict(self, table: RawTable) -> NDArray[np.float32]:
+        """Probabilities (values, for a regression) [B, T] of raw rows, tasks in the config's order.
+
+        Raises:
+            UserError: a raw column is missing or cannot be read as its kind.
+        """
+        out = np.empty((table.num_rows, len(self.config.tasks)), np.float32)
+        for start in range(0, table.num_rows, PREDICT_ROWS):
+            batch = self.encoder.to_batch(self.encoder.encode(table.slice(start, PREDICT_ROWS)))
+            logits, _ = self.model(batch)
+            out[start : start + PREDICT_ROWS] = self.model.probabilities(logits).numpy()
+        return out
+
+
+def save(folder: Path, encoder: Encoder, model: RankingModel) -> None:
+    """Write a checkpoint: beside `folder` first, then renamed, so that no reader sees half of one.
+
+    A checkpoint that is already there is replaced.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
+        fresh = Path(beside) / "new"
+        fresh.mkdir()
+        encoder.save(fresh)
+        state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+        save_file(state, fresh / "weights.safetensors")
+        (fresh / "format.json").write_text(json.dumps(FORMAT) + "\n", encoding="utf-8")
+        if folder.exists():
+            os.replace(folder, Path(beside) / "old")
+        os.replace(fresh, folder)
+
+
+def load(folder: Path) -> Ranker:
+    """Read a checkpoint that `save` wrote.
+
+    Raises:
+        UserError: the folder is no checkpoint, one of another version, or damaged.
+    """
+    found = _format(folder)
+    if found != FORMAT:
+        raise UserError(f"{folder}: is {found}, and this version reads {FORMAT}; train again, or use its version")
+    try:
+        encoder = Encoder.load(folder)
+        model = empty_model(encoder)
+        model.load_state_dict(load_file(folder / "weights.safetensors"))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
+        raise UserError(f"{folder}: the checkpoint is damaged ({error}); take another or train again") from error
+    return Ranker(encoder, model.eval().requires_grad_(False))
+
+
+def empty_model(encoder: Encoder) -> RankingModel:
+    """A model with the serving body, its weights not yet fitted."""
+    embeddings = PlainEmbeddings(encoder.vocab_sizes, encoder.config.embedding_dim)
+    return RankingModel(encoder.config, encoder.vocab_sizes, encoder.num_dense, encoder.num_segments, embeddings)
+
+
+def _format(folder: Path) -> Any:
+    try:
+        return json.loads((folder / "format.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{folder}: is no checkpoint of recsys_moe (it has no format.json that can be read)") from None

@@ -1,0 +1,75 @@
+"""Embedding tables: one interface, two bodies with the same output.
+
+A body takes a batch and returns [B, F * dim], each feature's vectors averaged (a bag of one for a categorical
+feature; averaging keeps the scale of a multivalued one apart from its length). An empty bag gives zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from recsys_moe.batch import Batch
+
+if TYPE_CHECKING:
+    from torchrec import EmbeddingBagCollection
+
+INIT_RANGE = 0.05
+"""Tables start uniform in ±INIT_RANGE: small beside the scaled dense features, so that an id says little at first."""
+
+
+class PlainEmbeddings(nn.Module):
+    """All tables stacked into one, for serving: needs nothing but torch."""
+
+    def __init__(self, vocab_sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        self.vocab_sizes, self.dim = tuple(vocab_sizes), dim
+        self.weight = nn.Parameter(torch.empty(sum(vocab_sizes), dim).uniform_(-INIT_RANGE, INIT_RANGE))
+        starts = torch.tensor([0, *vocab_sizes]).cumsum(0)[:-1]
+        self.register_buffer("first_row", starts, persistent=False)
+        self.first_row: Tensor
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Pooled vectors [B, F * dim] of a batch."""
+        num_features, rows = len(self.vocab_sizes), len(batch)
+        per_feature = batch.lengths.view(num_features, rows).sum(1)
+        values = batch.values + self.first_row.repeat_interleave(per_feature)
+        offsets = functional.pad(batch.lengths.long().cumsum(0), (1, 0))
+        pooled = functional.embedding_bag(values, self.weight, offsets, mode="mean", include_last_offset=True)
+        return pooled.view(num_features, rows, self.dim).transpose(0, 1).reshape(rows, num_features * self.dim)
+
+
+class TorchrecEmbeddings(nn.Module):
+    """The same tables as a torchrec collection on the meta device, for training under DistributedModelParallel."""
+
+    def __init__(self, vocab_sizes: Sequence[int], dim: int) -> None:
+        super().__init__()
+        from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
+
+        self.keys = [f"f{position}" for position in range(len(vocab_sizes))]
+        self.collection: EmbeddingBagCollection = EmbeddingBagCollection(
+            device=torch.device("meta"),
+            tables=[
+                EmbeddingBagConfig(
+                    name=key,
+                    num_embeddings=size,
+                    embedding_dim=dim,
+                    feature_names=[key],
+                    pooling=PoolingType.MEAN,
+                    weight_init_min=-INIT_RANGE,
+                    weight_init_max=INIT_RANGE,
+                )
+                for key, size in zip(self.keys, vocab_sizes, strict=True)
+            ],
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Pooled vectors [B, F * dim] of a batch."""
+        from torchrec import KeyedJaggedTensor
+
+        pooled = self.collection(KeyedJaggedTensor(self.keys, batch.values, lengths=batch.lengths)).to_dict()
+        return torch.cat([pooled[key] for key in self.keys], dim=1)

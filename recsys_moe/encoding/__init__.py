@@ -1,0 +1,12 @@
+"""Raw Arrow columns → indices and dense values: the one place, for training and for serving.
+
+An encoder is fitted once, on the training window, and stored with the model. What it writes has a fixed schema that
+is cheap to keep as Arrow IPC and to memory-map; `to_batch` turns it into tensors without Python per row.
+"""
+
+from recsys_moe.encoding.columns import RawTable, canonical
+from recsys_moe.encoding.encoder import Encoder
+from recsys_moe.encoding.fitting import Scaler
+from recsys_moe.encoding.segments import UNKNOWN
+
+__all__ = ["UNKNOWN", "Encoder", "RawTable", "Scaler", "canonical"]

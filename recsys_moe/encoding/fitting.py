@@ -1,0 +1,118 @@
+"""What one pass over the training window gathers: counts of values, moments of numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from recsys_moe.config import Feature, ModelConfig
+from recsys_moe.encoding.columns import canonical, flat_list, optional_numbers, raw_column, transformed, whole_array
+from recsys_moe.encoding.segments import UNKNOWN, segment_keys
+
+COMPACT_ROWS = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scaler:
+    """Mean and standard deviation of a numeric feature, after its transform."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+
+def sparse_features(config: ModelConfig) -> list[Feature]:
+    """Categorical and multivalued features, in the config's order: the F of every shape."""
+    return [f for f in config.features if f.kind != "numeric"]
+
+
+def numeric_features(config: ModelConfig) -> list[Feature]:
+    """Numeric features, in the config's order."""
+    return [f for f in config.features if f.kind == "numeric"]
+
+
+class Counts:
+    """Counts of distinct values over many batches."""
+
+    def __init__(self) -> None:
+        self._parts = [pa.table({"value": pa.array([], pa.string()), "count": pa.array([], pa.int64())})]
+        self._pending = 0
+
+    def add(self, values: pa.Array) -> None:
+        counted = pc.value_counts(values.drop_null())
+        self._parts.append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
+        self._pending += len(counted)
+        if self._pending > COMPACT_ROWS:
+            self._parts, self._pending = [self._total()], 0
+
+    def frequent(self, minimum: int) -> pa.Array:
+        """Values seen at least `minimum` times, the most frequent first, equals by value."""
+        total = self._total()
+        total = total.filter(pc.greater_equal(total["count"], minimum))
+        return whole_array(total.sort_by([("count", "descending"), ("value", "ascending")]), "value")
+
+    def _total(self) -> pa.Table:
+        grouped = pa.concat_tables(self._parts).group_by("value").aggregate([("count", "sum")])
+        return grouped.rename_columns(["value", "count"])
+
+
+class Moments:
+    """Mean and variance over many batches (Chan, Golub & LeVeque 1979), missing values left out."""
+
+    def __init__(self) -> None:
+        self.count, self.mean, self._squares = 0, 0.0, 0.0
+
+    def add(self, values: NDArray[np.float64]) -> None:
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return
+        total, shift = self.count + len(values), float(values.mean()) - self.mean
+        self._squares += float(((values - values.mean()) ** 2).sum()) + shift**2 * self.count * len(values) / total
+        self.mean += shift * len(values) / total
+        self.count = total
+
+    def scaler(self) -> Scaler:
+        std = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
+        return Scaler(self.mean, std if std > 1e-12 else 1.0)
+
+
+class Fitting:
+    """What one pass over the training window gathers."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        self.config, self.rows = config, 0
+        self._values = {f.name: Counts() for f in sparse_features(config)}
+        self._moments = {f.name: Moments() for f in numeric_features(config)}
+        self._labels = {task.name: Moments() for task in config.tasks}
+        self._segments = Counts()
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        self.rows += batch.num_rows
+        for feature in sparse_features(self.config):
+            many = feature.kind == "multivalued"
+            values = flat_list(batch, feature.name)[0] if many else raw_column(batch, feature.name)
+            self._values[feature.name].add(canonical(values))
+        for feature in numeric_features(self.config):
+            self._moments[feature.name].add(transformed(batch, feature))
+        if self.config.segments is not None:
+            for keys in segment_keys(self.config.segments, batch):
+                self._segments.add(keys)
+        self._add_labels(batch)
+
+    def _add_labels(self, batch: pa.RecordBatch) -> None:
+        labels = {t.name: optional_numbers(batch, f"label_{t.name}", None) for t in self.config.tasks}
+        numbers = {name: column.to_numpy(zero_copy_only=False).astype(np.float64) for name, column in labels.items()}
+        for task in self.config.tasks:
+            defined = slice(None) if task.given is None else numbers[task.given] == 1.0
+            self._labels[task.name].add(numbers[task.name][defined])
+
+    def result(self) -> tuple[dict[str, pa.Array], dict[str, Scaler], list[str], dict[str, float]]:
+        vocabularies = {name: counts.frequent(self.config.min_count) for name, counts in self._values.items()}
+        scalers = {name: moments.scaler() for name, moments in self._moments.items()}
+        minimum = self.config.segments.min_rows if self.config.segments else 1
+        segments = [name for name in self._segments.frequent(minimum).to_pylist() if name != UNKNOWN]
+        means = {name: moments.mean for name, moments in self._labels.items() if moments.count}
+        return vocabularies, scalers, [UNKNOWN, *segments], means

@@ -1,0 +1,45 @@
+from __future__ import annotations
+
+import pyarrow as pa
+import torch
+
+from recsys_moe.batch import Hiding
+from recsys_moe.encoding import Encoder
+from tests.recsys_moe.conftest import model_config
+
+
+def test_hiding_is_drawn_by_its_key(encoder: Encoder, rows: pa.Table) -> None:
+    batch, hiding = encoder.to_batch(encoder.encode(rows)), Hiding.of(model_config(), 0.1, 0.2)
+    first, again, other = hiding(batch, 1, 2, 3), hiding(batch, 1, 2, 3), hiding(batch, 1, 2, 4)
+    assert torch.equal(first.values, again.values)
+    assert torch.equal(first.segment, again.segment)
+    assert not torch.equal(first.values, other.values)
+
+
+def test_hiding_a_segment_hides_all_that_would_tell_it(encoder: Encoder, rows: pa.Table) -> None:
+    batch = encoder.to_batch(encoder.encode(rows))
+    hidden = Hiding.of(model_config(), 0.0, 0.3)(batch, 0)
+    gone = (batch.segment > 0) & (hidden.segment == 0)
+    assert 0.25 < gone.float().mean() < 0.35
+    user, country, item = hidden.values[: 3 * len(batch)].view(3, -1)
+    assert not country[gone].any()
+    assert (country[~gone] > 0).all()
+    assert (user > 0).all()
+    assert (item > 0).all()
+    price, rate = hidden.dense.T
+    assert not rate[gone].any()
+    assert torch.equal(price, batch.dense[:, 0])
+    assert torch.equal(hidden.lengths, batch.lengths)
+
+
+def test_hiding_ids_hides_their_share_in_every_feature(encoder: Encoder, rows: pa.Table) -> None:
+    batch = encoder.to_batch(encoder.encode(rows))
+    hidden = Hiding.of(model_config(), 0.1, 0.0)(batch, 0)
+    shares = (hidden.values == 0).float()[: 3 * len(batch)].view(3, -1).mean(1)
+    assert ((shares > 0.07) & (shares < 0.13)).all()
+    assert torch.equal(hidden.segment, batch.segment)
+
+
+def test_nothing_to_hide_leaves_the_batch_alone(encoder: Encoder, rows: pa.Table) -> None:
+    batch = encoder.to_batch(encoder.encode(rows))
+    assert Hiding.of(model_config(segments=None), 0.0, 0.5)(batch, 0) is batch

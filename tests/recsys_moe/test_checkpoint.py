@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from recsys_moe import checkpoint
+from recsys_moe.checkpoint import Ranker
+from recsys_moe.errors import UserError
+from tests.recsys_moe.conftest import raw_rows
+
+
+def test_a_loaded_model_predicts_the_same(ranker: Ranker, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    again, rows = checkpoint.load(tmp_path / "model"), raw_rows(500, seed=3)
+    assert np.array_equal(again.predict(rows), ranker.predict(rows))
+    assert again.config == ranker.config
+
+
+def test_no_pickle_and_no_half_written_folder_is_left(ranker: Ranker, tmp_path: Path) -> None:
+    for _ in range(2):
+        checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    names = {p.name for p in (tmp_path / "model").iterdir()}
+    assert names == {"config.json", "encoder.json", "format.json", "vocabularies.parquet", "weights.safetensors"}
+
+
+def test_prediction_does_not_depend_on_blocks(ranker: Ranker, rows: pa.Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ranker.predict(rows)
+    monkeypatch.setattr(checkpoint, "PREDICT_ROWS", 77)
+    assert ranker.predict(rows) == pytest.approx(whole, abs=1e-6)
+    assert ranker.predict(rows.slice(0, 0)).shape == (0, 2)
+
+
+@pytest.mark.parametrize("content", [None, "not json", "{}", '{"format": "recsys_moe checkpoint", "version": 99}'])
+def test_what_is_not_ours_is_refused(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "format.json").write_text(content)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        checkpoint.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["weights.safetensors", "vocabularies.parquet", "encoder.json", "config.json"])
+@pytest.mark.parametrize("damage", [b"", b"rubbish", None], ids=["empty", "rubbish", "gone"])
+def test_a_damaged_file_is_a_users_error(name: str, damage: bytes | None, ranker: Ranker, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    file = tmp_path / "model" / name
+    file.unlink() if damage is None else file.write_bytes(damage)
+    with pytest.raises(UserError, match="damaged"):
+        checkpoint.load(tmp_path / "model")
+
+
+SERVE = """
+import sys
+from pathlib import Path
+
+class NotInstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torchrec", "fbgemm_gpu", "pandas", "mlflow", "deltalake", "duckdb", "sklearn"):
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, NotInstalled())
+import pyarrow.parquet as pq
+from recsys_moe import checkpoint, scoring, routing, metrics
+print(checkpoint.load(Path(sys.argv[1])).predict(pq.read_table(sys.argv[2])).shape)
+"""
+
+
+def test_serving_needs_neither_torchrec_nor_pandas(ranker: Ranker, rows: pa.Table, tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    pq.write_table(rows.slice(0, 9), tmp_path / "rows.parquet")
+    arguments = [sys.executable, "-c", SERVE, str(tmp_path / "model"), str(tmp_path / "rows.parquet")]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.stdout == "(9, 2)\n", done.stderr
+
+
+def test_reading_a_config_does_not_import_torch() -> None:
+    code = "import sys, recsys_moe.config, recsys_moe; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_is_there() -> None:
+    import recsys_moe
+
+    assert all(getattr(recsys_moe, name).__name__ == name for name in recsys_moe.__all__)
+    with pytest.raises(AttributeError, match="nothing_such"):
+        recsys_moe.nothing_such  # noqa: B018
