@@ -25,8 +25,8 @@ class Decision:
     promoted: bool
     reason: str
     metric: str
-    challenger: float | None = None
-    champion: float | None = None
+    challenger_value: float | None = None
+    champion_value: float | None = None
 
 
 def promote(config: Recommender, as_of: date) -> dict[str, Any]:

@@ -25,6 +25,7 @@ TableName = Literal["interactions", "rejected", "users", "items", "daily_counts"
 
 # Without this, ordinary writes drop log entries older than 30 days, and with them versions that a model names.
 _CONFIGURATION: dict[str, str | None] = {"delta.enableExpiredLogCleanup": "false"}
+_ATTEMPTS = 5
 
 
 class Tables:
@@ -48,28 +49,32 @@ class Tables:
     def replace_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
         """Publish `rows` as the whole of day `ds`, at once. Returns the table's new version.
 
+        A write that lost to one of another day (both created the table, or added columns) is tried again.
+
         Raises:
             UserError: another process published the same day meanwhile; its rows stand.
         """
         rows = rows.append_column("ds", pa.array([ds] * len(rows), pa.date32()))
-        path = self.path(name)
-        try:
-            write_deltalake(
-                str(path),
-                rows,
-                mode="overwrite",
-                predicate=f"ds = '{ds.isoformat()}'" if self.exists(name) else None,
-                partition_by=["ds"],
-                schema_mode="merge",
-                configuration=_CONFIGURATION,
-            )
-        except CommitFailedError as error:
-            raise UserError(
-                f"{path}: another run published {ds} of {name} at the same time and won; run this step again ({error})"
-            ) from None
-        version = self.version(name)
-        assert version is not None
-        return version
+        before = self.fingerprint(name, [ds])
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._overwrite_day(name, ds, rows)
+            except CommitFailedError:
+                if self.fingerprint(name, [ds]) != before:
+                    break
+        raise UserError(
+            f"{self.path(name)}: another run published {ds} of {name} at the same time and won; run this step again"
+        )
+
+    def _overwrite_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
+        """One try. The table is made first and empty: without it there is no condition to overwrite by, and a table
+        that another process makes in the meantime would be overwritten whole."""
+        path = str(self.path(name))
+        if not self.exists(name):
+            DeltaTable.create(path, rows.schema, mode="error", partition_by=["ds"], configuration=_CONFIGURATION)
+        table = DeltaTable(path)
+        write_deltalake(table, rows, mode="overwrite", predicate=f"ds = '{ds.isoformat()}'", schema_mode="merge")
+        return table.version()
 
     def version(self, name: TableName) -> int | None:
         """The table's newest version, or None where there is no table."""

@@ -1,0 +1,23 @@
+"""One small recommender on simulated days, with two nights played: what the tests of this folder look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call_step, small_demo
+
+
+@pytest.fixture(scope="session")
+def played(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iterator[Played]:
+    """Two nights: the first version is promoted on the first, a challenger comes on the second."""
+    path = small_demo(tmp_path_factory.mktemp("loop"), project_root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        nights = {
+            night: call_step("run", "--config", path, "--as-of", night.isoformat())
+            for night in (FIRST_NIGHT, SECOND_NIGHT)
+        }
+        yield Played(path, nights)

@@ -1,0 +1,187 @@
+"""A real scheduler on this machine: what a backfill sets off, how failures show, who may look, and how it all ends.
+
+The steps themselves are a stand-in (stand_in.py), since this is about Airflow; `make demo` runs the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from pipelines.local.airflow_api import Airflow
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+# In a process of its own: it ends every process below it.
+SERVE = """
+import json, sys, time
+from pathlib import Path
+from pipelines.local.services import Layout, running
+
+folder = Path(sys.argv[1])
+layout = Layout(home=folder / "airflow", configs=folder / "configs", mlflow=folder / "mlflow")
+with running(layout, schedules=False, mlflow=True) as services:
+    airflow, mlflow = services.airflow, services.mlflow
+    print(json.dumps([[airflow.url, airflow.password], [mlflow.url, mlflow.password]]), flush=True)
+    time.sleep(800)
+"""
+
+RECOMMENDER = 'name: {name}\nschedule: {{ingest: "0 3 * * *"}}\n'
+DAYS = [date(2026, 3, day) for day in range(27, 32)]
+DAG_KINDS = ("ingest", "train", "score")
+ENDED = ("success", "failed")
+
+
+@dataclass
+class Served:
+    """Airflow and MLflow under a process of their own."""
+
+    process: subprocess.Popen[str]
+    airflow: Airflow
+    mlflow_url: str
+    mlflow_password: str
+
+    def play(self, name: str, first: date, last: date) -> None:
+        """Backfill days of a recommender and wait until the runs of its DAGs have ended."""
+        dag_ids = [f"{name}_{kind}" for kind in DAG_KINDS]
+        for dag_id in dag_ids:
+            _wait_until(lambda dag_id=dag_id: self.airflow.has_dag(dag_id), 120)
+            self.airflow.unpause(dag_id)
+        self.airflow.backfill(f"{name}_ingest", first, last)
+        days = [str(day) for day in DAYS if first <= day <= last]
+        _wait_until(lambda: all(self.ended_days(dag_id) == days for dag_id in dag_ids), 600)
+
+    def ended_days(self, dag_id: str) -> list[str]:
+        """The partitions of the DAG's ended runs."""
+        return sorted(run["partition_key"] for run in self.airflow.runs(dag_id) if run["state"] in ENDED)
+
+    def states(self, dag_id: str) -> dict[str, tuple[str, dict[str, tuple[str, int]]]]:
+        """The state of each partition's run, and state and number of tries of its tasks."""
+        return {
+            run["partition_key"]: (
+                run["state"],
+                {
+                    task["task_id"]: (task["state"], task["try_number"])
+                    for task in self.airflow.tasks(dag_id, run["dag_run_id"])
+                },
+            )
+            for run in self.airflow.runs(dag_id)
+        }
+
+
+def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not is_so():
+        assert time.monotonic() < deadline, f"took more than {seconds} s"
+        time.sleep(1)
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[Served]:
+    (folder / "configs").mkdir()
+    for name in ("shop", "breaks", "hangs"):
+        (folder / "configs" / f"{name}.yaml").write_text(RECOMMENDER.format(name=name), encoding="utf-8")
+    (folder / "configs" / "wrong.yaml").write_text("name: wrong\nschedule: {ingest: at night}\n", encoding="utf-8")
+    environment = {**os.environ, "RECSYS_MOE_BIN": str(Path(__file__).with_name("stand_in.py"))}
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(folder)], stdout=subprocess.PIPE, text=True, env=environment
+    )
+    assert process.stdout is not None
+    with process, process.stdout:
+        try:
+            (url, password), (mlflow_url, mlflow_password) = json.loads(process.stdout.readline())
+            yield Served(process, Airflow(url, "admin", password), mlflow_url, mlflow_password)
+        finally:
+            process.send_signal(signal.SIGTERM)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    with _served(tmp_path_factory.mktemp("served")) as one:
+        yield one
+
+
+def test_a_backfill_of_five_days_runs_each_and_what_follows(served: Served) -> None:
+    served.play("shop", DAYS[0], DAYS[-1])
+
+    for kind in DAG_KINDS:
+        runs = served.states(f"shop_{kind}")
+        assert sorted(runs) == [str(day) for day in DAYS]
+        assert {state for state, _ in runs.values()} == {"success"}
+    trained = {day for day, (_, tasks) in served.states("shop_train").items() if tasks["train"][0] == "success"}
+    assert str(DAYS[-1]) in trained
+    newest = served.airflow.runs("shop_score")
+    run_id = next(run["dag_run_id"] for run in newest if run["partition_key"] == str(DAYS[-1]))
+    assert served.airflow.result("shop_score", run_id, "score") == {"step": "score", "as_of": str(DAYS[-1])}
+
+
+def test_a_failed_training_fails_its_run_and_the_day_is_scored_all_the_same(served: Served) -> None:
+    served.play("breaks", DAYS[0], DAYS[0])
+
+    state, tasks = served.states("breaks_train")[str(DAYS[0])]
+    assert state == "failed"
+    assert tasks["train"] == ("failed", 1)  # exit code 2 is not retried
+    assert tasks["evaluate"][0] == tasks["promote"][0] == "upstream_failed"
+    assert tasks["decided"][0] == "success"
+    assert tasks["failed"][0] == "failed"
+    assert served.states("breaks_score")[str(DAYS[0])][0] == "success"
+
+
+def test_a_broken_yaml_is_an_import_error_and_the_others_run(served: Served) -> None:
+    (error,) = served.airflow.import_errors()
+    assert "wrong.yaml: schedule.ingest: 'at night' is no cron" in error
+    assert served.airflow.has_dag("shop_ingest")
+    assert not served.airflow.has_dag("wrong_ingest")
+
+
+def test_both_servers_ask_for_a_login(served: Served) -> None:
+    assert httpx.get(f"{served.airflow.url}/api/v2/dags").status_code == httpx.codes.UNAUTHORIZED
+    search = f"{served.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(search).status_code == httpx.codes.UNAUTHORIZED
+    assert httpx.get(search, auth=("admin", served.mlflow_password)).status_code == httpx.codes.OK
+
+
+def test_nothing_is_reachable_from_other_machines(served: Served) -> None:
+    below = psutil.Process(served.process.pid).children(recursive=True)
+    listening = {
+        at.laddr.ip for process in below for at in process.net_connections() if at.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
+def test_everything_ends_with_the_process_that_started_it(tmp_path: Path, ending: signal.Signals) -> None:
+    with _served(tmp_path) as served:
+        _wait_until(lambda: served.airflow.has_dag("hangs_ingest"), 120)
+        served.airflow.unpause("hangs_ingest")
+        served.airflow.run("hangs_ingest", DAYS[0])
+        _wait_until(lambda: any("stand_in.py" in line for line in _commands(served.process.pid)), 120)
+        below = psutil.Process(served.process.pid).children(recursive=True)
+
+        served.process.send_signal(ending)
+
+        _, alive = psutil.wait_procs(below, timeout=90)
+        assert alive == []
+
+
+def _commands(pid: int) -> list[str]:
+    lines = []
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            lines.append(" ".join(process.cmdline()))
+        except psutil.Error:
+            continue  # it has ended meanwhile
+    return lines

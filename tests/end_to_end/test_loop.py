@@ -1,0 +1,194 @@
+"""The whole loop on simulated data: files in, top lists out."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.registry import Registry
+from pipelines.tables import Tables
+from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call, call_step, small_demo
+
+
+def _scores(played: Played, night: Any) -> pd.DataFrame:
+    frame: pd.DataFrame = Tables(played.config.storage).read_day("scores", night).to_pandas()
+    return frame
+
+
+def _seen(played: Played) -> pd.DataFrame:
+    table = Tables(played.config.storage).dataset("interactions").to_table(columns=["user_id", "item_id"])
+    frame: pd.DataFrame = table.to_pandas()
+    return frame
+
+
+def test_every_row_that_was_read_is_accounted_for(played: Played) -> None:
+    for day in played.nights[SECOND_NIGHT]["ingest"]:
+        assert day["read"] == day["accepted"] + day["rejected"] + day["duplicates"]
+        assert day["rejected"] > 0
+        assert day["duplicates"] > 0
+
+
+def test_the_model_beats_popularity_and_not_the_truth(played: Played) -> None:
+    for task in played.nights[SECOND_NIGHT]["evaluate"]["tasks"].values():
+        assert task["popularity_auc"] < task["auc"] <= task["best_auc"] + 0.02
+
+
+def test_first_version_is_promoted_and_the_next_only_if_it_is_better(played: Played) -> None:
+    first, second = (played.nights[night]["promote"] for night in (FIRST_NIGHT, SECOND_NIGHT))
+    assert (first["promoted"], first["champion"]) == (True, first["version"])
+    better = second["challenger_value"] > second["champion_value"]
+    assert second["promoted"] is better
+    assert second["champion"] == (second["version"] if better else first["version"])
+
+
+def test_every_user_has_a_full_list_unless_candidates_run_out(played: Played) -> None:
+    scores = _scores(played, SECOND_NIGHT)
+    top_n = played.config.scoring.top_n
+    users = set(Tables(played.config.storage).read_day("users", SECOND_NIGHT).column("user_id").to_pylist())
+    assert set(scores["user_id"]) == users
+    items = set(Tables(played.config.storage).read_day("items", SECOND_NIGHT).column("item_id").to_pylist())
+    seen = _seen(played).groupby("user_id")["item_id"].agg(lambda found: len(items & set(found)))
+    unseen = (len(items) - seen).reindex(sorted(users), fill_value=len(items))
+    ranks = scores.groupby("user_id")["rank"].agg(lambda found: sorted(found) == list(range(1, len(found) + 1)))
+    assert ranks.all()
+    assert scores.groupby("user_id").size().equals(unseen.clip(upper=top_n))
+    assert not scores.duplicated(["ds", "context", "user_id", "item_id"]).any()
+    assert scores["model_version"].nunique() == 1
+    assert np.isfinite(scores.filter(like="score").select_dtypes("number")).all().all()
+
+
+def test_a_list_goes_down_in_score_and_ties_go_by_item(played: Played) -> None:
+    scores = _scores(played, SECOND_NIGHT).sort_values(["user_id", "rank"])
+    expected = scores.sort_values(["user_id", "score", "item_id"], ascending=[True, False, True])
+    assert scores["item_id"].tolist() == expected["item_id"].tolist()
+
+
+def test_seen_items_are_left_out(played: Played) -> None:
+    both = _scores(played, SECOND_NIGHT).merge(_seen(played), on=["user_id", "item_id"])
+    assert both.empty
+
+
+@pytest.mark.parametrize("step", ["ingest", "prepare", "score"])
+def test_a_step_that_runs_twice_gives_the_same_rows(played: Played, step: str) -> None:
+    tables, names = Tables(played.config.storage), {"ingest": "interactions", "prepare": "examples", "score": "scores"}
+    name: Any = names[step]
+    before = tables.read_day(name, FIRST_NIGHT).to_pandas()
+    version = ["--model-version", str(before["model_version"].iloc[0])] if step == "score" else []
+    call_step(step, "--config", played.path, "--as-of", FIRST_NIGHT.isoformat(), *version)
+    after = tables.read_day(name, FIRST_NIGHT).to_pandas()
+    leave = ["scored_at"] if step == "score" else []
+    pd.testing.assert_frame_equal(before.drop(columns=leave), after.drop(columns=leave))
+
+
+def test_simulating_twice_writes_the_same_bytes(played: Played) -> None:
+    files = [Path(path) for path in played.nights[SECOND_NIGHT]["simulate"]["files"]]
+    before = [path.read_bytes() for path in files]
+    call_step("simulate", "--config", played.path)
+    assert [path.read_bytes() for path in files] == before
+
+
+def test_a_finished_training_is_not_repeated(played: Played) -> None:
+    again = call_step("train", "--config", played.path, "--as-of", SECOND_NIGHT.isoformat())
+    first = played.nights[SECOND_NIGHT]["train"]
+    assert again["repeated"]
+    assert (again["version"], again["run_id"]) == (first["version"], first["run_id"])
+
+
+def test_the_same_files_give_the_same_model(played: Played, project_root: Path) -> None:
+    path = small_demo(played.folder, project_root, name="again")
+    result = call_step("run", "--config", path, "--as-of", FIRST_NIGHT.isoformat())
+    assert result["evaluate"]["tasks"] == played.nights[FIRST_NIGHT]["evaluate"]["tasks"]
+
+
+def test_evaluating_and_promoting_again_change_nothing(played: Played) -> None:
+    night = SECOND_NIGHT.isoformat()
+    evaluated = call_step("evaluate", "--config", played.path, "--as-of", night)
+    assert evaluated["tasks"].keys() == played.nights[SECOND_NIGHT]["evaluate"]["tasks"].keys()
+    assert evaluated["tasks"]["click"]["auc"] == played.nights[SECOND_NIGHT]["evaluate"]["tasks"]["click"]["auc"]
+    promoted = call_step("promote", "--config", played.path, "--as-of", night)
+    assert promoted["champion"] == played.nights[SECOND_NIGHT]["promote"]["champion"]
+
+
+def test_a_day_without_training_is_scored_by_the_champion_of_before(
+    played: Played, project_root: Path
+) -> None:
+    path = small_demo(played.folder, project_root, name="patient")
+    call_step("run", "--config", path, "--as-of", FIRST_NIGHT.isoformat())
+    for step in ("ingest", "prepare"):
+        call_step(step, "--config", path, "--as-of", SECOND_NIGHT.isoformat())
+    scored = call_step("score", "--config", path, "--as-of", SECOND_NIGHT.isoformat())
+    assert (scored["model_version"], scored["users"]) == (1, 300)
+
+
+def test_the_registered_model_answers_raw_rows_with_no_pickle_and_no_torchrec(played: Played) -> None:
+    registry = Registry(played.config)
+    champion = registry.champion()
+    assert champion is not None
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/small/{champion.number}"))
+    assert not [file for file in folder.rglob("*") if file.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin"}]
+    script = (
+        "import sys, mlflow, pyarrow.parquet as pq\n"
+        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
+        "answer = model.predict(pq.read_table(sys.argv[2]).to_pandas())\n"
+        "assert not {'torchrec', 'fbgemm_gpu', 'pipelines'} & set(sys.modules), 'served with training packages'\n"
+        "print(answer.to_json(orient='columns'))"
+    )
+    rows = Tables(played.config.storage).read_day("examples", SECOND_NIGHT).slice(0, 50)
+    raw = folder.parent / "rows.parquet"
+    pq.write_table(rows, raw)
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script, str(folder), str(raw)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=raw.parent,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert list(answer) == ["click", "like", "purchase"]
+    assert all(0 < value < 1 for column in answer.values() for value in column.values())
+
+
+def test_a_run_shows_its_config_numbers_pictures_and_inputs(played: Played) -> None:
+    registry = Registry(played.config)
+    run = registry.client.get_run(played.nights[SECOND_NIGHT]["train"]["run_id"])
+    assert {"test/click/auc", "popularity/click/auc", "best_attainable/click/auc"} <= run.data.metrics.keys()
+    assert any(name.startswith("test/click/auc/") for name in run.data.metrics)
+    assert run.data.params["model.experts.routed"] == "8"
+    assert [entry.dataset.name for entry in run.inputs.dataset_inputs] == ["examples"]
+    pictures = {file.path for file in registry.client.list_artifacts(run.info.run_id, "pictures")}
+    assert {"pictures/training.png", "pictures/calibration.png", "pictures/expert_load.png"} <= pictures
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"), [("score", "no champion"), ("evaluate", "no version"), ("promote", "no version")]
+)
+def test_steps_that_come_too_early_say_so_and_exit_99(
+    step: str, reason: str, played: Played, project_root: Path
+) -> None:
+    path = small_demo(played.folder, project_root, name="early")
+    code, stdout, stderr = call(step, "--config", path, "--as-of", "2026-01-01")
+    assert (code, stdout) == (99, "")
+    assert reason in stderr
+
+
+def test_training_is_not_due_for_an_older_day(played: Played) -> None:
+    code, _, stderr = call("train", "--config", played.path, "--as-of", FIRST_NIGHT.isoformat(), "--if-due")
+    assert code == 99
+    assert "2026-01-05 is ingested already" in stderr
+
+
+def test_too_few_days_are_a_users_error_by_hand_and_not_due_for_a_scheduler(played: Played) -> None:
+    arguments = ("train", "--config", played.path, "--as-of", "2026-01-02")
+    code, _, stderr = call(*arguments)
+    assert (code, stderr.count("\n")) == (2, 1)
+    assert "needs at least 3 prepared days" in stderr
