@@ -48,7 +48,10 @@ def _days_inside(config: Recommender) -> list[date]:
     stamp = config.columns.timestamp.name
     raw = sources.read(config.source.interactions, date.min, [stamp]).table
     with sql.connect(config.columns.timezone, raw=raw) as connection:
-        cleaned = f"{contract.clean(stamp, raw.schema.field(stamp).type, config.columns.missing)} AS {sql.name(stamp)}"
-        query = f"SELECT DISTINCT CAST({contract.event_time(config)} AS DATE) AS day FROM (SELECT {cleaned} FROM raw)"
+        kind = raw.schema.field(stamp).type
+        cleaned = f"{contract.clean(stamp, kind, config.columns.missing)} AS {sql.name(stamp)}"
+        query = (
+            f"SELECT DISTINCT CAST({contract.event_time(config, kind)} AS DATE) AS day FROM (SELECT {cleaned} FROM raw)"
+        )
         days = sql.fetch(connection, query).column("day").to_pylist()
     return sorted(day for day in days if day is not None)

@@ -7,23 +7,9 @@ from dataclasses import dataclass
 from datetime import date
 
 from pipelines import sources
-from pipelines.config import DERIVED_COLUMNS, Recommender, Source
+from pipelines.config import DERIVED_COLUMNS, Recommender, Source, feature_columns, history_feature
 from recsys_moe.config import Feature, ModelConfig, Side, Task
 from recsys_moe.errors import UserError
-
-
-def feature_columns(config: Recommender) -> list[str]:
-    """Every raw column that a feature, a history key or a segment is made of, each once."""
-    features = config.features
-    keys = features.history.keys if features.history else ()
-    columns = [
-        *features.categorical,
-        *features.multivalued,
-        *(feature.days_since or feature.name for feature in features.numeric),
-        *(column for key in keys for column in key),
-        *(config.segments.columns if config.segments else ()),
-    ]
-    return list(dict.fromkeys(columns))
 
 
 def log_columns(config: Recommender) -> list[str]:
@@ -57,12 +43,11 @@ def locate(config: Recommender, ds: date) -> Files:
     for column in log_columns(config):
         if column not in log_header:
             raise UserError(f"{log_path}: has no column {column!r}; {_header(log_header)}")
-    wanted = [column for column in feature_columns(config) if column not in log_header]
+    wanted = [c for c in feature_columns(config) if c not in log_header and c not in DERIVED_COLUMNS]
     users, wanted = _take(config.source.users, config.columns.user, wanted, ds)
     items, wanted = _take(config.source.items, config.columns.item, wanted, ds)
-    missing = [column for column in wanted if column not in DERIVED_COLUMNS]
-    if missing:
-        raise UserError(f"features: {missing} are columns of no source; {log_path}: {_header(log_header)}")
+    if wanted:
+        raise UserError(f"features: {wanted} are columns of no source; {log_path}: {_header(log_header)}")
     from_log = [column for column in feature_columns(config) if column in log_header]
     return Files(tuple(dict.fromkeys([*log_columns(config), *from_log])), users, items)
 
@@ -84,7 +69,7 @@ def _take(
 
 def _header(names: list[str]) -> str:
     hint = "; is its delimiter right?" if len(names) == 1 else ""
-    return f"it has {', '.join(map(repr, names))}{hint}"
+    return f"it has {', '.join(map(repr, names)) or 'none'}{hint}"
 
 
 @dataclass(frozen=True)
@@ -118,11 +103,6 @@ class Sides:
     def columns(self, *sides: Side) -> list[str]:
         """The raw columns of some sides."""
         return [column for column, side in self.by_column.items() if side in sides]
-
-
-def history_feature(key: tuple[str, ...], days: int, what: str) -> str:
-    """The name of a history feature, such as `user_id_x_tab_7d_click_rate`."""
-    return f"{'_x_'.join(key)}_{days}d_{what}"
 
 
 def model_features(config: Recommender, sides: Sides) -> tuple[Feature, ...]:

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 import duckdb
 
 from pipelines import sql
-from pipelines.catalog import history_feature
-from pipelines.config import Recommender
+from pipelines.config import Recommender, history_feature
 
 ALL = ""
 """The key of all rows together: what a rate is smoothed towards."""
@@ -53,37 +52,48 @@ def join_history(
     rate null; a key that was never seen has the rate of all rows.
     """
     assert config.features.history is not None
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE moments AS SELECT DISTINCT event_day AS moment FROM {rows}")
+    keys = tuple(keys)
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE asked AS {_asked(rows, keys)}")
     connection.execute(f"CREATE OR REPLACE TEMP TABLE past AS {_past(config)}")
     joins, features = [], []
     for number, key in enumerate(keys):
         alias = f"k{number}"
         joins.append(
             f"LEFT JOIN past AS {alias} ON {alias}.key = {sql.text('_x_'.join(key))} "
-            f"AND {alias}.moment = r.event_day AND {alias}.value = r.key{number}"
+            f"AND {alias}.moment = r.event_day AND {alias}.value = r.__key{number}"
         )
         features += _features(config, key, alias)
-    values = ", ".join(f"{key_value(key)} AS key{number}" for number, key in enumerate(keys))
-    names = ", ".join(f"key{number}" for number, _ in enumerate(keys))
+    values = ", ".join(f"{key_value(key)} AS __key{number}" for number, key in enumerate(keys))
+    names = ", ".join(f"__key{number}" for number, _ in enumerate(keys))
     return (
         f"WITH r AS (SELECT *, {values} FROM {rows}) SELECT r.* EXCLUDE ({names}), {', '.join(features)} FROM r "
         f"LEFT JOIN past AS a ON a.key = {sql.text(ALL)} AND a.moment = r.event_day {' '.join(joins)}"
     )
 
 
+def _asked(rows: str, keys: tuple[tuple[str, ...], ...]) -> str:
+    """A query: the moments and key values of the relation `rows`, each once."""
+    pairs = [(ALL, "''"), *(("_x_".join(key), key_value(key)) for key in keys)]
+    return " UNION ALL ".join(
+        f"SELECT DISTINCT event_day AS moment, {sql.text(name)} AS key, {value} AS value FROM {rows}"
+        for name, value in pairs
+    )
+
+
 def _past(config: Recommender) -> str:
-    """A query: per moment and key, the sums over each window that ends the day before."""
+    """A query: per moment and key that is asked for, the sums over each window that ends the day before."""
     assert config.features.history is not None
     measures = ["rows", *(f"{task.name}_{what}" for task in config.tasks for what in ("rows", "sum"))]
     sums = ", ".join(
-        f"sum({sql.name(measure)}) FILTER (c.event_day >= moment - {days}) AS {sql.name(f'{measure}_{days}d')}"
+        f"sum(CAST({sql.name(measure)} AS DOUBLE)) FILTER (c.event_day >= moment - {days}) "
+        f"AS {sql.name(f'{measure}_{days}d')}"
         for days in config.features.history.days
         for measure in measures
     )
     longest = max(config.features.history.days)
     return (
-        f"SELECT moment, c.key, c.value, {sums} FROM daily_counts AS c JOIN moments "
-        f"ON c.event_day < moment AND c.ds < moment AND c.event_day >= moment - {longest} GROUP BY ALL"
+        f"SELECT moment, key, value, {sums} FROM asked JOIN daily_counts AS c USING (key, value) "
+        f"WHERE c.event_day < moment AND c.ds < moment AND c.event_day >= moment - {longest} GROUP BY ALL"
     )
 
 
@@ -95,7 +105,7 @@ def _features(config: Recommender, key: tuple[str, ...], alias: str) -> list[str
     for days in config.features.history.days:
         rows = sql.name(f"rows_{days}d")
         name = sql.name(history_feature(key, days, "rows"))
-        expressions.append(f"CAST(coalesce({alias}.{rows}, 0) AS DOUBLE) AS {name}")
+        expressions.append(f"coalesce({alias}.{rows}, 0) AS {name}")
         for task in config.tasks:
             total, hits = sql.name(f"{task.name}_rows_{days}d"), sql.name(f"{task.name}_sum_{days}d")
             name = sql.name(history_feature(key, days, f"{task.name}_rate"))

@@ -44,11 +44,14 @@ def ingest(config: Recommender, ds: date) -> dict[str, Any]:
     tables = Tables(config.storage)
     raw = sources.read(config.source.interactions, ds, files.interactions)
     with sql.connect(config.columns.timezone) as connection:
-        contract.check_log(connection, config, ds, raw.table, _numeric(config, files.interactions))
-        accepted, rejected = _accepted(connection, config, raw.path), _rejected(connection, raw)
-        duplicates = _count(connection, "checked WHERE reason IS NULL AND copy > 1")
-    counts = {"read": len(accepted) + len(rejected) + duplicates, "accepted": len(accepted)}
+        undated = contract.check_log(connection, config, ds, raw.table, _numeric(config, files.interactions))
+        lines = _malformed(raw, "interactions").slice(0, None if undated else 0)
+        accepted = _accepted(connection, config, raw.path)
+        rejected = pa.concat_tables([_rejected(connection, raw, "checked", "interactions"), lines])
+        duplicates = sql.value(connection, "SELECT count(*) FROM checked WHERE __reason IS NULL AND __copy > 1")
+        counts = {"read": sql.value(connection, "SELECT count(*) FROM checked") + len(lines), "accepted": len(accepted)}
     counts |= {"rejected": len(rejected), "duplicates": duplicates}
+    assert counts["read"] == counts["accepted"] + counts["rejected"] + counts["duplicates"]
     if counts["read"] == 0:
         raise UserError(f"{raw.path}: has no rows for {ds}; a day must have at least one")
 
@@ -59,7 +62,7 @@ def ingest(config: Recommender, ds: date) -> dict[str, Any]:
     )
     for name, source_files, columns in kinds:
         if source_files:
-            entities, refused = _entities(config, ds, source_files, columns)
+            entities, refused = _entities(config, ds, name, source_files, columns)
             rejected = pa.concat_tables([rejected, refused])
             versions[name] = tables.replace_day(name, ds, entities)
     versions["rejected"] = tables.replace_day("rejected", ds, rejected)
@@ -81,78 +84,74 @@ def _accepted(connection: duckdb.DuckDBPyConnection, config: Recommender, path: 
     """The rows that hold, each event once. Labels are numbers; everything else stays text, as the model wants it."""
     labels = list(dict.fromkeys(task.label for task in config.tasks))
     numbers = ", ".join(f"{contract.number(label)} AS {sql.name(label)}" for label in labels)
-    leave = ", ".join(sql.name(column) for column in (*labels, "reason", "copy"))
+    stamp = config.columns.timestamp.name
+    written = [stamp] if stamp.lower() == "event_time" else []
+    leave = ", ".join(map(sql.name, (*labels, *written, "__time", "__day", "__reason", "__copy")))
     query = (
-        f"SELECT * EXCLUDE ({leave}), {numbers}, {sql.text(path.name)} AS source_file "
-        f"FROM checked WHERE reason IS NULL AND copy = 1 ORDER BY {ROW_NUMBER}"
+        f"SELECT * EXCLUDE ({leave}), __time AS event_time, __day AS event_day, {numbers}, "
+        f"{sql.text(path.name)} AS source_file FROM checked WHERE __reason IS NULL AND __copy = 1 ORDER BY {ROW_NUMBER}"
     )
     table = sql.fetch(connection, query)
     place = table.schema.get_field_index("event_time")
     return table.set_column(place, "event_time", table.column("event_time").cast(pa.timestamp("us", "UTC")))
 
 
-def _rejected(connection: duckdb.DuckDBPyConnection, raw: RawFile) -> pa.Table:
-    """The rows that do not hold, as they stood in the file, and the lines that could not be cut into columns."""
+def _rejected(connection: duckdb.DuckDBPyConnection, raw: RawFile, checked: str, source: str) -> pa.Table:
+    """The rows of the relation `checked` that do not hold, as they stood in the file."""
+    columns = [column for column in raw.table.column_names if column != ROW_NUMBER]
+    row = ", ".join(f"{sql.text(column)}, raw.{sql.name(column)}" for column in columns)
     query = (
-        f"SELECT 'interactions' AS source, {sql.text(raw.path.name)} AS source_file, checked.{ROW_NUMBER}, reason, "
-        f'CAST(to_json(raw) AS VARCHAR) AS "row" FROM checked JOIN raw USING ({ROW_NUMBER}) '
-        f"WHERE reason IS NOT NULL ORDER BY {ROW_NUMBER}"
+        f"SELECT {sql.text(source)} AS source, {sql.text(raw.path.name)} AS source_file, checked.{ROW_NUMBER}, "
+        f'checked.__reason AS reason, CAST(json_object({row}) AS VARCHAR) AS "row" '
+        f"FROM {checked} AS checked JOIN raw USING ({ROW_NUMBER}) WHERE checked.__reason IS NOT NULL "
+        f"ORDER BY {ROW_NUMBER}"
     )
-    table = sql.fetch(connection, query).cast(_REJECTED)
+    return sql.fetch(connection, query).cast(_REJECTED)
+
+
+def _malformed(raw: RawFile, source: str) -> pa.Table:
+    """The lines that could not be cut into columns."""
     lines = [
-        {"source": "interactions", "source_file": raw.path.name, ROW_NUMBER: line.row, "reason": line.reason}
+        {"source": source, "source_file": raw.path.name, ROW_NUMBER: line.row, "reason": line.reason}
         | {"row": json.dumps(line.text, ensure_ascii=False)}
         for line in raw.malformed
     ]
-    return pa.concat_tables([table, pa.Table.from_pylist(lines, schema=_REJECTED)])
+    return pa.Table.from_pylist(lines, schema=_REJECTED)
 
 
 def _entities(
-    config: Recommender, ds: date, files: tuple[Source, ...], columns: tuple[tuple[str, ...], ...]
+    config: Recommender, ds: date, name: TableName, files: tuple[Source, ...], columns: tuple[tuple[str, ...], ...]
 ) -> tuple[pa.Table, pa.Table]:
     """The users, or the items, of a day: one row a key over all files; and the rows that were set aside."""
     raws = [sources.read(source, ds, wanted) for source, wanted in zip(files, columns, strict=True)]
-    key = columns[0][0]
+    key = sql.name(columns[0][0])
+    joined, refused = "", []
     with sql.connect(config.columns.timezone) as connection:
-        parts, refused = [], []
         for position, (raw, wanted) in enumerate(zip(raws, columns, strict=True)):
-            refused.append(_check_entities(connection, config, raw, wanted, f"part{position}"))
-            parts.append(f"part{position}")
-        joined = " FULL JOIN ".join(
-            part if position == 0 else f"{part} USING ({sql.name(key)})" for position, part in enumerate(parts)
-        )
-        entities = sql.fetch(connection, f"SELECT * FROM {joined} ORDER BY {sql.name(key)}")
+            _check_entities(connection, config, raw, wanted, f"part{position}")
+            refused += [_rejected(connection, raw, f"part{position}", name), _malformed(raw, name)]
+            kept = f"(SELECT * EXCLUDE ({ROW_NUMBER}, __reason) FROM part{position} WHERE __reason IS NULL)"
+            joined += f" FULL JOIN {kept} USING ({key})" if position else kept
+        entities = sql.fetch(connection, f"SELECT * FROM {joined} ORDER BY {key}")
     return entities, pa.concat_tables(refused)
 
 
 def _check_entities(
     connection: duckdb.DuckDBPyConnection, config: Recommender, raw: RawFile, columns: tuple[str, ...], name: str
-) -> pa.Table:
-    """Leave one row a key in the table `name`; return what was set aside: no key, no number, a key seen before."""
+) -> None:
+    """Leave the cleaned rows in the table `name`, with `__reason`: no key, no number, a key of an earlier good row."""
     key, quoted = columns[0], sql.name(columns[0])
-    connection.register("raw", raw.table)
-    cleaned = ", ".join(
-        f"{contract.clean(c, raw.table.schema.field(c).type, config.columns.missing)} AS {sql.name(c)}" for c in columns
-    )
+    kinds = {column: raw.table.schema.field(column).type for column in columns}
+    missing, separator = config.columns.missing, config.features.separator
+    cleaned = ", ".join(f"{contract.clean(c, kinds[c], missing, separator)} AS {sql.name(c)}" for c in columns)
     rules = [(f"{quoted} IS NULL", sql.text(f"{key} is null"))]
     rules += [(contract.not_a_number(c), contract.complaint(c, "is no number")) for c in _numeric(config, columns)]
-    rules.append((f"row_number() OVER (PARTITION BY {quoted} ORDER BY {ROW_NUMBER}) > 1", sql.text(f"{key} again")))
     reason = "CASE " + " ".join(f"WHEN {condition} THEN {why}" for condition, why in rules) + " END"
+    first = f"row_number() OVER (PARTITION BY __broken IS NULL, {quoted} ORDER BY {ROW_NUMBER}) = 1"
+    connection.register("raw", raw.table)
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE entities AS WITH cleaned AS (SELECT {ROW_NUMBER}, {cleaned} FROM raw) "
-        f"SELECT *, {reason} AS reason FROM cleaned"
+        f"CREATE TEMP TABLE {name} AS WITH cleaned AS (SELECT {ROW_NUMBER}, {cleaned} FROM raw), "
+        f"judged AS (SELECT *, {reason} AS __broken FROM cleaned) SELECT * EXCLUDE (__broken), "
+        f"CASE WHEN __broken IS NULL AND NOT ({first}) THEN {sql.text(f'{key} again')} ELSE __broken END AS __reason "
+        f"FROM judged"
     )
-    kept = f"SELECT * EXCLUDE ({ROW_NUMBER}, reason) FROM entities WHERE reason IS NULL"
-    connection.execute(f"CREATE TEMP TABLE {name} AS {kept}")
-    refused = (
-        f"SELECT {sql.text(key)} AS source, {sql.text(raw.path.name)} AS source_file, entities.{ROW_NUMBER}, reason, "
-        f'CAST(to_json(raw) AS VARCHAR) AS "row" FROM entities JOIN raw USING ({ROW_NUMBER}) '
-        f"WHERE reason IS NOT NULL ORDER BY {ROW_NUMBER}"
-    )
-    return sql.fetch(connection, refused).cast(_REJECTED)
-
-
-def _count(connection: duckdb.DuckDBPyConnection, what: str) -> int:
-    found = connection.execute(f"SELECT count(*) FROM {what}").fetchone()
-    assert found is not None
-    return int(found[0])

@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import history, sql
-from pipelines.catalog import Sides, feature_columns
-from pipelines.config import Recommender, TaskSource
+from pipelines.catalog import Sides
+from pipelines.config import Recommender, TaskSource, feature_columns
 from pipelines.tables import TableName, Tables
 from recsys_moe.config import Side
 from recsys_moe.errors import UserError
@@ -28,8 +28,11 @@ def prepare(config: Recommender, ds: date) -> dict[str, Any]:
         UserError: the day was not ingested.
     """
     tables = Tables(config.storage)
+    rejected = tables.path("rejected")
     if ds not in tables.days("interactions"):
-        raise UserError(f"{ds}: was not ingested; run `recsys-moe ingest --as-of {ds}` first")
+        raise UserError(
+            f"{ds}: has no rows; run `recsys-moe ingest --as-of {ds}` first, and if it accepts none see {rejected}"
+        )
     versions = {}
     with sql.connect(config.columns.timezone, **_day_of(tables, ds)) as connection:
         sides = sides_of(config, tables)
@@ -75,19 +78,21 @@ def with_features(
     wanted = tuple(config.features.history.keys if config.features.history and keys is None else keys or ())
     if not wanted:
         return "SELECT * FROM typed"
-    connection.register("daily_counts", _counts(config, tables, through))
+    # Late rows look further back than the day they came in does.
+    first = sql.value(connection, f"SELECT min(event_day) FROM {rows}") or through
+    connection.register("daily_counts", _counts(config, tables, first, through))
     # History keys are raw text, which `typed` may have turned into numbers or lists: look up first, type after.
     joined = history.join_history(connection, config, rows, wanted)
     known = ", ".join(map(sql.name, sorted(present)))
     return f"SELECT {_typed(config, present)}, * EXCLUDE ({known}) FROM ({joined})"
 
 
-def _counts(config: Recommender, tables: Tables, through: date) -> pa.Table:
-    """The daily counts that a day after `through` may look at."""
+def _counts(config: Recommender, tables: Tables, first: date, through: date) -> pa.Table:
+    """The daily counts through the day `through` that events from the day `first` on may look at."""
     assert config.features.history is not None
     if not tables.exists("daily_counts"):
         raise UserError(f"{tables.path('daily_counts')}: there is no history yet; run `recsys-moe prepare` first")
-    since = through - timedelta(days=max(config.features.history.days))
+    since = first - timedelta(days=max(config.features.history.days))
     seen = (pc.field("ds") <= through) & (pc.field("event_day") >= since)
     return tables.dataset("daily_counts").to_table(filter=seen)
 
@@ -122,13 +127,13 @@ def _events(connection: duckdb.DuckDBPyConnection, config: Recommender, sides: S
 
 
 def _has(connection: duckdb.DuckDBPyConnection, relation: str) -> bool:
-    found = connection.execute("SELECT count(*) FROM duckdb_views() WHERE view_name = ?", [relation]).fetchone()
-    return bool(found and found[0])
+    return bool(sql.value(connection, f"SELECT count(*) FROM duckdb_views() WHERE view_name = {sql.text(relation)}"))
 
 
 def derived_columns(connection: duckdb.DuckDBPyConnection, relation: str) -> str:
     """SQL expressions, each behind a comma: the derived columns that the relation does not bring itself."""
-    present = {row[0] for row in connection.execute(f"DESCRIBE {relation}").fetchall()}
+    # In lower case, as SQL compares names: a log with an `Hour` of its own keeps that.
+    present = {row[0].lower() for row in connection.execute(f"DESCRIBE {relation}").fetchall()}
     made = {"hour": "hour(event_time)", "weekday": "isodow(event_time)"}
     return "".join(f", CAST({how} AS VARCHAR) AS {name}" for name, how in made.items() if name not in present)
 
@@ -152,7 +157,7 @@ def _typed(config: Recommender, present: set[str]) -> str:
     columns = {column: sql.name(column) for column in sorted(present)}
     for column in present & set(features.multivalued):
         quoted = sql.name(column)
-        columns[column] = f"string_split({quoted}, {sql.text(features.separator)}) AS {quoted}"
+        columns[column] = f"[trim(part) FOR part IN string_split({quoted}, {sql.text(features.separator)})] AS {quoted}"
     for feature in features.numeric:
         source = feature.days_since or feature.name
         if source not in present:

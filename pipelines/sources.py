@@ -10,14 +10,16 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet
 
+from pipelines import json_lines
 from pipelines.config import Source
+from pipelines.open_quotes import refuse_open_quote
 from recsys_moe.errors import UserError
 
 ROW_NUMBER = "source_row"
-"""Position of a row in its file: the line of a CSV with its header as line 1, else counted from 1."""
+"""Position of a row in its file: of a CSV with its header as 1, else from 1. A blank line is none, and a row with line
+breaks in its quotes is one."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,12 @@ def columns_of(source: Source, ds: date) -> list[str]:
     path = _existing(source.path_for(ds))
     with _named(path):
         if source.file_format == "parquet":
-            return list(pyarrow.parquet.read_schema(path).names)
-        if source.file_format == "jsonl":
-            return list(pyarrow.json.read_json(path).schema.names)
-        with pyarrow.csv.open_csv(path, parse_options=_parse_options(source, [])) as reader:
-            names = list(reader.schema.names)
+            names = list(pyarrow.parquet.read_schema(path).names)
+        elif source.file_format == "jsonl":
+            names = json_lines.columns_of(path)
+        else:
+            with pyarrow.csv.open_csv(path, parse_options=_parse_options(source, [])) as reader:
+                names = list(reader.schema.names)
     doubled = sorted({name for name in names if names.count(name) > 1})
     if doubled:
         raise UserError(f"{path}: the header has {doubled} twice; a column's name must be its own")
@@ -71,9 +74,11 @@ def read(source: Source, ds: date, wanted: Iterable[str]) -> RawFile:
         if source.file_format == "parquet":
             table = pyarrow.parquet.read_table(path, columns=columns, partitioning=None)
         elif source.file_format == "jsonl":
-            table = pyarrow.json.read_json(path).select(columns)
+            table, bad = json_lines.read(path, columns)
+            malformed = [Malformed(row, "is no JSON object", text) for row, text in bad]
         else:
             table = _read_csv(path, source, columns, malformed)
+            refuse_open_quote(path, _delimiter(source))
     first = 2 if source.file_format in ("csv", "tsv") else 1
     numbers = _row_numbers(len(table), [line.row for line in malformed], first)
     return RawFile(path, table.append_column(ROW_NUMBER, numbers), malformed)
@@ -98,8 +103,11 @@ def _parse_options(source: Source, malformed: list[Malformed]) -> pyarrow.csv.Pa
         return "skip"
 
     handler: Callable[[pyarrow.csv.InvalidRow], str] = set_aside
-    delimiter = source.delimiter or ("\t" if source.file_format == "tsv" else ",")
-    return pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True, invalid_row_handler=handler)
+    return pyarrow.csv.ParseOptions(delimiter=_delimiter(source), newlines_in_values=True, invalid_row_handler=handler)
+
+
+def _delimiter(source: Source) -> str:
+    return source.delimiter or ("\t" if source.file_format == "tsv" else ",")
 
 
 def _row_numbers(count: int, skipped: list[int], first: int) -> pa.Array:
@@ -112,7 +120,7 @@ def _existing(path: Path) -> Path:
     if path.is_dir():
         raise UserError(f"{path}: is a folder; a source's path names a file")
     if not path.exists():
-        raise UserError(f"{path}: no such file; check source.…path in the YAML and the day")
+        raise UserError(f"{path}: no such file; check the path in the YAML, and the day")
     if path.stat().st_size == 0:
         raise UserError(f"{path}: is empty; a day without rows has no file, or at least a header")
     return path

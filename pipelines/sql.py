@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -38,3 +39,9 @@ def text(value: str) -> str:
 def fetch(connection: duckdb.DuckDBPyConnection, query: str) -> pa.Table:
     """The rows of a query, as Arrow."""
     return connection.sql(query).to_arrow_table()
+
+
+def value(connection: duckdb.DuckDBPyConnection, query: str) -> Any:
+    """What a query of one row and one column finds. Read to its end: the connection is free for more."""
+    ((found,),) = connection.execute(query).fetchall()
+    return found

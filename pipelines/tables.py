@@ -47,14 +47,17 @@ class Tables:
         return DeltaTable.is_deltatable(str(self.path(name)))
 
     def replace_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
-        """Publish `rows` as the whole of day `ds`, at once. Returns the table's new version.
+        """Publish `rows` as the whole of day `ds`, at once. Returns the table's version that has them.
 
-        A write that lost to one of another day (both created the table, or added columns) is tried again.
+        A day that has these very rows already is left as it is, so that a step run again changes nothing that is
+        derived from it. A write that lost to one of another day (both created the table, or added columns) is tried again.
 
         Raises:
             UserError: another process published the same day meanwhile; its rows stand.
         """
         rows = rows.append_column("ds", pa.array([ds] * len(rows), pa.date32()))
+        if (version := self.version(name)) is not None and _same(self.read_day(name, ds), rows):
+            return version
         before = self.fingerprint(name, [ds])
         for _ in range(_ATTEMPTS):
             try:
@@ -71,7 +74,7 @@ class Tables:
         that another process makes in the meantime would be overwritten whole."""
         path = str(self.path(name))
         if not self.exists(name):
-            DeltaTable.create(path, rows.schema, mode="error", partition_by=["ds"], configuration=_CONFIGURATION)
+            DeltaTable.create(path, rows.schema, mode="ignore", partition_by=["ds"], configuration=_CONFIGURATION)
         table = DeltaTable(path)
         write_deltalake(table, rows, mode="overwrite", predicate=f"ds = '{ds.isoformat()}'", schema_mode="merge")
         return table.version()
@@ -120,3 +123,17 @@ class Tables:
             raise UserError(
                 f"{self.path(name)}: there is no table {name} yet; run `recsys-moe {step.get(name, 'prepare')}` first"
             ) from None
+
+
+def _same(old: pa.Table, new: pa.Table) -> bool:
+    """Whether a day's rows are the new ones, in the same order; columns that other days brought are null."""
+    others = [column for column in old.column_names if column not in new.column_names]
+    if len(old) != len(new) or any(old.column(column).null_count < len(old) for column in others):
+        return False
+    kinds = [old.schema.field(column) for column in new.column_names if column in old.column_names]
+    if len(kinds) < new.num_columns:
+        return False
+    try:
+        return bool(old.select(new.column_names).equals(new.cast(pa.schema(kinds))))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return False

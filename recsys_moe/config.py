@@ -15,9 +15,9 @@ Side = Literal["user", "item", "context"]
 
 
 class Frozen(BaseModel):
-    """A value: unknown keys are refused and nothing can be changed after it was checked."""
+    """A value: unknown keys, infinity and NaN are refused, and nothing can be changed after it was checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Feature(Frozen):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from datetime import date
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pipelines.config import Recommender, json_schema, load
+from pipelines.config import Recommender, load
 from recsys_moe.config import BucketSegments, ColumnSegments, CrossSegments
 from recsys_moe.errors import UserError
 
@@ -191,7 +190,125 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown split": ({"evaluation": {"split": {"by": "moon"}}}, r"evaluation\.split: .*'moon'.*'time'"),
     "segments of no known form": ({"segments": {"by": {"buckets": {}}}}, r"segments\.by: .*\{bucket: .*'buckets'"),
-    "bad cron": ({"schedule": {"ingest": "daily"}}, r"schedule\.ingest: 'daily' is no cron expression.*'0 3 \* \* \*'"),
+    "no cron": ({"schedule": {"ingest": "daily"}}, r"schedule\.ingest: 'daily' is no cron expression.*'0 3 \* \* \*'"),
+    "cron of letters": ({"schedule": {"ingest": "a b c d e"}}, r"schedule\.ingest: 'a b c d e' is no cron"),
+    "cron out of range": ({"schedule": {"ingest": "99 99 * * *"}}, r"schedule\.ingest: '99 99 .*is no cron"),
+    "cron of every hour": ({"schedule": {"ingest": "0 * * * *"}}, r"schedule\.ingest: .*one time a day"),
+    "unknown placeholder": (
+        {"source": {"interactions": {"path": "log/{date}.csv"}}},
+        r"source\.interactions\.path: .*has \{date\}; a path may have \{ds\} or \{ds_nodash\}",
+    ),
+    "log far away": (
+        {"source": {"interactions": {"path": "s3://bucket/log.csv"}}},
+        r"source\.interactions\.path: 's3://bucket/log\.csv' is no local file",
+    ),
+    "user is the item": ({"columns": {**COLUMNS, "item": "u"}}, "columns: .*three columns, not 'u', 'u', 'at'"),
+    "time is the user": ({"columns": {**COLUMNS, "user": "at"}}, "columns: .*three columns"),
+    "label is the user": ({"tasks": [{"name": "click", "label": "u"}]}, r"tasks: the label 'u' is columns\.user"),
+    "label is the item": ({"tasks": [{"name": "click", "label": "i"}]}, r"tasks: the label 'i' is columns\.item"),
+    "label is the time": ({"tasks": [{"name": "click", "label": "at"}]}, r"the label 'at' is columns\.timestamp"),
+    "feature called like a label": ({"features": {"categorical": ["label_click"]}}, "'label_click'.* rename"),
+    "feature called source_row": ({"features": {"categorical": ["source_row"]}}, "'source_row'.* rename"),
+    "feature called source_file": ({"features": {"categorical": ["Source_File"]}}, "'Source_File'.* rename"),
+    "feature called like a weight": ({"features": {"categorical": ["row_weight"]}}, "'row_weight'.* rename"),
+    "feature called like ours": ({"features": {"categorical": ["__reason"]}}, "'__reason'.* rename"),
+    "time called ds": ({"columns": {**COLUMNS, "timestamp": {"name": "ds"}}}, "'ds'.* rename"),
+    "feature called like history": (
+        {"features": {"categorical": ["u", "U_7d_click_rate"], "history": {"keys": ["u"]}}},
+        "'U_7d_click_rate'.* rename",
+    ),
+    "history called alike": (
+        {"features": {"categorical": ["u"], "history": {"keys": [["a", "b"], "a_x_b"]}}},
+        "features.history: two features would be called .*'a_x_b_7d_rows'",
+    ),
+    "columns differ in case": ({"features": {"categorical": ["u", "I"]}}, "'i'.* differ in upper and lower case only"),
+    "age overwrites a column": (
+        {"features": {"categorical": ["i"], "numeric": [{"name": "u", "days_since": "joined"}]}},
+        r"features\.numeric: \['u'\] is a column already",
+    ),
+    "key of no column": (
+        {"features": {"categorical": ["u"], "history": {"keys": [[]]}}},
+        r"history\.keys: .*is no key",
+    ),
+    "key of three columns": (
+        {"features": {"categorical": ["u"], "history": {"keys": [["u", "a", "b"]]}}},
+        r"features\.history\.keys: \['u', 'a', 'b'\] is no key; a key is a column or a pair",
+    ),
+    "key twice": (
+        {"features": {"categorical": ["u"], "history": {"keys": [["u", "a"], ["a", "u"]]}}},
+        r"features\.history\.keys: two keys are the same",
+    ),
+    "window twice": (
+        {"features": {"categorical": ["u"], "history": {"keys": ["u"], "days": [7, 7]}}},
+        r"features\.history\.days: two windows are the same in \[7, 7\]",
+    ),
+    "parent outside": (
+        {"segments": {"by": {"cross": {"columns": ["age", "land"], "parent": "tab"}}}},
+        r"segments\.by\.cross: parent 'tab' must be one of columns \['age', 'land'\]",
+    ),
+    "cross of one column": (
+        {"segments": {"by": {"cross": {"columns": ["age", "age"], "parent": "age"}}}},
+        r"segments\.by\.cross: a column stands twice",
+    ),
+    "bins that fall": (
+        {"segments": {"by": {"bucket": {"column": "age", "bins": [30, 18]}}}},
+        r"segments\.by\.bucket: bins must increase, not 30, 18",
+    ),
+    "bins that repeat": (
+        {"segments": {"by": {"bucket": {"column": "age", "bins": [18, 18]}}}},
+        r"segments\.by\.bucket: bins must increase",
+    ),
+    "bins without a column": (
+        {"segments": {"by": {"bucket": {"bins": [18]}}}},
+        r"segments\.by\.bucket\.column: Field required$",
+    ),
+    "more chosen than there are": (
+        {"model": {"experts": {"routed": 2, "top_k": 3}}},
+        r"model\.experts: top_k 3 is more than the 2 routed experts",
+    ),
+    "no expert": (
+        {"model": {"experts": {"shared": 0, "routed": 0}}},
+        r"model\.experts: at least one of shared, per_task and routed",
+    ),
+    "segments without a shared expert": (
+        {"model": {"experts": {"shared": 0}}, "segments": {"by": "tab"}},
+        r"model\.experts: per_segment needs shared >= 1",
+    ),
+    "number given": (
+        {"tasks": [CLICK, {"name": "seconds", "label": "s", "kind": "regression", "given": "click"}]},
+        r"tasks\.1: given makes .*binary",
+    ),
+    "given a number": (
+        {"tasks": [{"name": "seconds", "label": "s", "kind": "regression"}, {**CLICK, "given": "seconds"}]},
+        r"tasks\.click\.given: 'seconds' is no yes or no",
+    ),
+    "rule that nothing meets": (
+        {"tasks": [{**CLICK, "at_least": 4, "at_most": 3}]},
+        r"tasks\.0: no label is at least 4 and at most 3",
+    ),
+    "rule that is no number": ({"tasks": [{**CLICK, "at_least": float("nan")}]}, r"tasks\.0\.at_least: .*finite"),
+    "weight that is no number": (
+        {"scoring": {"weights": {"click": float("inf")}}},
+        r"scoring\.weights\.click: .*finite",
+    ),
+    "weights of nothing": ({"scoring": {"weights": {"click": 0}}}, r"scoring\.weights: all are 0"),
+    "gain that is no number": (
+        {"evaluation": {"gate": {"min_gain": float("nan")}}},
+        r"evaluation\.gate\.min_gain: .*finite",
+    ),
+    "rate that is no number": ({"training": {"learning_rate": float("inf")}}, r"training\.learning_rate: .*finite"),
+    "context of no feature": (
+        {"scoring": {"context": {"tab": 1}}},
+        r"scoring\.context: \['tab'\] is read by no feature",
+    ),
+    "one of several contexts": (
+        {"scoring": {"contexts": {"home": {"tab": 1}}}},
+        r"scoring\.contexts\.home: \['tab'\] is read by no feature",
+    ),
+    "part of two parts": (
+        {"evaluation": {"split": {"by": "column", "column": "part", "validation": ["b"], "test": ["b", "c"]}}},
+        r"evaluation\.split.*: \['b'\] cannot be validation and test at once",
+    ),
     "bad time zone": (
         {"columns": {**COLUMNS, "timezone": "Mars"}},
         r"columns\.timezone: 'Mars' is no time zone.*'UTC'",
@@ -215,6 +332,15 @@ def test_a_mistake_is_named_in_one_line(tmp_path: Path, changes: dict[str, Any],
     assert said.startswith(f"{tmp_path / 'configs' / 'shop.yaml'}: ")
     assert re.search(message, said), said
     assert "\n" not in said
+
+
+def test_what_looks_like_a_mistake_and_is_none(tmp_path: Path) -> None:
+    """The time may be called event_time; per_segment is not used without segments, nor top_k without routed."""
+    columns = {**COLUMNS, "timestamp": {"name": "event_time", "unit": "iso"}}
+    experts = {"shared": 0, "per_task": 1, "per_segment": 1, "routed": 0, "top_k": 2}
+    config = read(tmp_path, columns=columns, model={"experts": experts}, schedule={"ingest": "5 23 * * *"})
+    assert config.columns.key == ("u", "i", "event_time")
+    assert config.model.experts.top_k == 2
 
 
 def test_several_mistakes_are_counted(tmp_path: Path) -> None:
@@ -250,11 +376,3 @@ def test_yaml_cannot_run_code(tmp_path: Path) -> None:
     path = write(tmp_path, "name: !!python/object/apply:os.getcwd []")
     with pytest.raises(UserError, match="not valid YAML"):
         load(path)
-
-
-def test_the_schema_knows_the_keys_and_the_short_forms() -> None:
-    schema = json.loads(json.dumps(json_schema()))
-    assert set(schema["required"]) == {"name", "storage", "source", "columns", "tasks", "features"}
-    assert schema["additionalProperties"] is False
-    by = schema["$defs"]["WrittenSegments"]["properties"]["by"]
-    assert {"type": "string", "minLength": 1} in by["anyOf"]

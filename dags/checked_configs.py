@@ -1,0 +1,114 @@
+"""The schedules that the recommenders' YAML files ask for, and what is wrong with those that cannot be used.
+
+Only what a scheduler must know is read here; the CLI checks the whole file before it does anything. Parsing happens
+every few seconds, so nothing heavy is imported: no part of the project, no pandas, torch or mlflow.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import yaml
+from croniter import croniter
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
+
+CONFIGS = Path(os.environ.get("RECSYS_MOE_CONFIGS") or Path(__file__).resolve().parents[1] / "configs")
+
+NEEDED = {
+    "type": "object",
+    "required": ["name", "schedule"],
+    "properties": {
+        "name": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"},
+        "columns": {"type": "object", "properties": {"timezone": {"type": "string"}}},
+        "schedule": {
+            "type": "object",
+            "required": ["ingest"],
+            "properties": {
+                "ingest": {"type": "string"},
+                "train": {"enum": ["after_ingest"]},
+                "score": {"enum": ["after_train", "after_ingest"]},
+                "every_day": {"type": "boolean"},
+                "start": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+            },
+            "additionalProperties": False,
+        },
+    },
+}
+"""What a schedule is made of; the rest of the YAML is in `schema.json`, which `recsys-moe schema` writes."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A recommender that has a schedule: a cron in a time zone, and the first day to ingest where one is named."""
+
+    path: Path
+    name: str
+    timezone: str
+    cron: str
+    score: str
+    start: date | None
+
+
+def read_all(folder: Path = CONFIGS) -> tuple[list[Scheduled], list[str]]:
+    """The recommenders that have a schedule, and one line for each file that cannot be used."""
+    problems: list[str] = []
+    by_name: dict[str, list[Scheduled]] = {}
+    for path in sorted(path for path in folder.iterdir() if path.suffix in (".yaml", ".yml")):
+        try:
+            if recommender := _read(path):
+                by_name.setdefault(recommender.name, []).append(recommender)
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            problems.append(f"{path.name}: {' '.join(str(error).split())}")
+    for name, several in by_name.items():
+        several.sort(key=lambda one: one.path.stem != name)  # a copy must not take over from the file called like it
+        problems += [f"{one.path.name}: name: {name!r} is taken by {several[0].path.name}" for one in several[1:]]
+    return [several[0] for several in by_name.values()], problems
+
+
+def _read(path: Path) -> Scheduled | None:
+    """Read one YAML: None where it has no schedule, `ValueError` where it is wrong."""
+    raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
+    if isinstance(raw, dict) and "schedule" not in raw:
+        return None
+    _check(raw, path.parent / "schema.json")
+    schedule = raw["schedule"]
+    return Scheduled(
+        path=path.resolve(),
+        name=raw["name"],
+        timezone=_time_zone(raw.get("columns", {}).get("timezone", "UTC")),
+        cron=_once_a_day(schedule["ingest"]),
+        score=schedule.get("score", "after_train"),
+        start=date.fromisoformat(schedule["start"]) if "start" in schedule else None,
+    )
+
+
+def _check(raw: Any, schema_path: Path) -> None:
+    schemas = [NEEDED]
+    if schema_path.exists():
+        schemas.append(json.loads(schema_path.read_text(encoding="utf-8")))
+    for schema in schemas:
+        if problem := best_match(Draft202012Validator(schema).iter_errors(raw)):
+            raise ValueError(f"{problem.json_path.removeprefix('$').lstrip('.') or 'file'}: {problem.message}")
+
+
+def _time_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (KeyError, ValueError, OSError):
+        raise ValueError(f"columns.timezone: {name!r} is no time zone; use a name such as 'Europe/Berlin'") from None
+    return name
+
+
+def _once_a_day(cron: str) -> str:
+    """A partition is a day, so there is one tick a day: one minute, one hour, every day."""
+    if not re.fullmatch(r"\d+ \d+ \* \* \*", cron) or not croniter.is_valid(cron):
+        raise ValueError(f"schedule.ingest: {cron!r} is no cron for one time a day, such as '0 3 * * *'")
+    return cron

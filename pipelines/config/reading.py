@@ -1,0 +1,120 @@
+"""Reading a recommender's YAML: variables put in, paths made absolute, mistakes told in one line."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from pipelines.config.recommender import Recommender
+from recsys_moe.errors import UserError
+
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+
+
+def _expand(value: Any, where: str) -> Any:
+    """Put `${VAR}` and `${VAR:-default}` in place, in every string."""
+    if isinstance(value, dict):
+        return {key: _expand(item, f"{where}.{key}" if where else str(key)) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_expand(item, f"{where}.{n}") for n, item in enumerate(value)]
+    if not isinstance(value, str):
+        return value
+
+    def lookup(match: re.Match[str]) -> str:
+        found = os.environ.get(match[1], match[2])
+        if found is None:
+            raise UserError(f"{where}: the environment has no {match[1]}; set it or write ${{{match[1]}:-default}}")
+        return found
+
+    return _VARIABLE.sub(lookup, value)
+
+
+def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the storage and source paths absolute; what is malformed is left for pydantic to name."""
+
+    def place(path: Any) -> Any:
+        return str((folder / path).resolve()) if isinstance(path, str) and "://" not in path else path
+
+    def source(value: Any) -> Any:
+        if isinstance(value, list):
+            return [source(item) for item in value]
+        return {**value, "path": place(value.get("path"))} if isinstance(value, dict) and "path" in value else value
+
+    raw = dict(raw)
+    if isinstance(raw.get("storage"), str):
+        raw["storage"] = _inside_root(raw["storage"], folder)
+    if isinstance(raw.get("source"), dict):
+        raw["source"] = {key: source(value) for key, value in raw["source"].items()}
+    return raw
+
+
+def _inside_root(storage: str, folder: Path) -> str:
+    """The storage folder, made absolute; a YAML must not write where nobody expects it."""
+    if "://" in storage:
+        raise UserError(f"storage: {storage!r} is no local folder; object stores are not read or written yet")
+    root = Path(os.environ.get("RECSYS_MOE_STORAGE_ROOT", folder.parent)).resolve()
+    path = (folder / storage).resolve()
+    if path == root or not path.is_relative_to(root):
+        raise UserError(
+            f"storage: {storage!r} leaves its root {root}; name a folder inside it, or set RECSYS_MOE_STORAGE_ROOT"
+        )
+    return str(path)
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    # `by: {bucket: …}` is reported as by.bucket.bucket: the form that was taken, and its key.
+    where = ".".join(str(part) for part, _ in itertools.groupby(problem["loc"]))
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        message = f"unknown key{_did_you_mean(problem['loc'])}"
+    elif problem["type"] not in ("value_error", "missing"):
+        message += f", not {problem['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {message}{more}" if where else f"{message}{more}"
+
+
+def _did_you_mean(loc: tuple[int | str, ...]) -> str:
+    model: Any = Recommender
+    for part in loc[:-1]:
+        field = getattr(model, "model_fields", {}).get(part)
+        model = field.annotation if field else None
+    close = difflib.get_close_matches(str(loc[-1]), list(getattr(model, "model_fields", {})), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def load(path: Path) -> Recommender:
+    """Read and check a recommender's YAML.
+
+    Raises:
+        UserError: naming the file, the key inside it and what would be right.
+    """
+    try:
+        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file; --config takes a recommender's YAML") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: should hold keys such as name, storage and source")
+    try:
+        return Recommender.model_validate(_absolute(_expand(raw, ""), path.resolve().parent))
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first_problem(error)}") from None
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a recommender's YAML, for editors and for the DAG file."""
+    schema = Recommender.model_json_schema(mode="validation")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "recsys_moe recommender", **schema}

@@ -1,0 +1,158 @@
+"""A whole recommender: its parts, and what they must agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from pipelines.config.data import Columns, Features, Name, Sources, TaskSource, WrittenSegments, history_feature
+from pipelines.config.steps import Evaluation, ModelShape, Schedule, Scoring, Simulation
+from recsys_moe.config import Frozen, Segments, TrainingConfig
+
+RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight")
+"""Columns that the tables add; a source may not bring its own. (The timestamp itself may be called event_time.)"""
+
+
+class Recommender(Frozen):
+    """A whole recommender."""
+
+    name: Name
+    storage: str
+    source: Sources
+    columns: Columns
+    tasks: Annotated[tuple[TaskSource, ...], Field(min_length=1)]
+    features: Features
+    segments: Segments | None = None
+    model: ModelShape = ModelShape()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: Evaluation = Evaluation()
+    scoring: Scoring = Scoring()
+    schedule: Schedule | None = None
+    simulation: Simulation | None = None
+
+    @field_validator("segments", mode="before", json_schema_input_type=WrittenSegments | None)
+    @classmethod
+    def _short_forms(cls, value: Any) -> Any:
+        """`by: tab`, `by: {bucket: …}` and `by: {cross: …}` are what a person writes."""
+        return WrittenSegments.model_validate(value).resolved() if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Self:
+        _check_tasks(self)
+        _check_columns(self)
+        _check_names(self)
+        _check_experts(self)
+        return self
+
+    @property
+    def primary_task(self) -> str:
+        """The task that promotion looks at: the gate's, or the first."""
+        return self.evaluation.gate.task or self.tasks[0].name
+
+    @property
+    def score_weights(self) -> dict[str, float]:
+        """Weight of each task's probability in the final score; the first task alone where nothing is said."""
+        return self.scoring.weights or {self.tasks[0].name: 1.0}
+
+
+def _check_tasks(config: Recommender) -> None:
+    names = [task.name for task in config.tasks]
+    if len(set(names)) < len(names):
+        raise ValueError(f"tasks: two tasks share a name in {names}")
+    for position, task in enumerate(config.tasks):
+        if task.given is None:
+            continue
+        if task.given not in names[:position]:
+            raise ValueError(f"tasks.{task.name}.given: {task.given!r} is no task listed before it (there is {names})")
+        if config.tasks[names.index(task.given)].kind != "binary":
+            raise ValueError(f"tasks.{task.name}.given: {task.given!r} is no yes or no; name a binary task")
+    wanted = {"evaluation.gate.task": config.evaluation.gate.task}
+    wanted |= {f"scoring.weights.{name}": name for name in config.scoring.weights or {}}
+    for where, name in wanted.items():
+        if name is not None and name not in names:
+            raise ValueError(f"{where}: {name!r} is no task; there is {names}")
+
+
+def _check_experts(config: Recommender) -> None:
+    experts = config.model.experts
+    if config.segments and experts.per_segment and not experts.shared:
+        raise ValueError(
+            "model.experts: per_segment needs shared >= 1, since a segment's expert is a change of a shared one"
+        )
+
+
+def _check_columns(config: Recommender) -> None:
+    columns, features = config.columns, config.features
+    named = [*features.categorical, *features.multivalued, *(f.name for f in features.numeric)]
+    if not named:
+        raise ValueError("features: name at least one categorical, multivalued or numeric column")
+    doubled = _doubled(named)
+    if doubled:
+        raise ValueError(f"features: {doubled} stand twice; a column is one kind of feature")
+    labels = {task.label for task in config.tasks}
+    for what, column in (("user", columns.user), ("item", columns.item), ("timestamp", columns.timestamp.name)):
+        if column in labels:
+            raise ValueError(f"tasks: the label {column!r} is columns.{what}; a label is a column of its own")
+    inputs = set(feature_columns(config)) | set(named)
+    leaks = sorted(labels & inputs)
+    if leaks:
+        raise ValueError(f"features: {leaks} is a task's label; a model must not read what it predicts")
+    if columns.timestamp.name in inputs:
+        raise ValueError(f"features: {columns.timestamp.name!r} is the event's time; use hour or weekday")
+    for place, context in config.scoring.named_contexts.items():
+        unread = sorted(set(context) - set(feature_columns(config)))
+        if unread:
+            where = f"scoring.contexts.{place}" if config.scoring.contexts else "scoring.context"
+            raise ValueError(f"{where}: {unread} is read by no feature, history key or segment")
+
+
+def _check_names(config: Recommender) -> None:
+    """Names that tables will hold side by side. SQL takes `Tab` and `tab` for one name, so they must not both be."""
+    columns, split = config.columns, config.evaluation.split
+    raw = [columns.user, columns.item, *columns.unique, *feature_columns(config)]
+    raw += [*(task.label for task in config.tasks), *([split.column] if split.by == "column" else [])]
+    stamp = columns.timestamp.name
+    raw = [column for column in dict.fromkeys([stamp, *raw]) if column != stamp or stamp.lower() != "event_time"]
+    made = [feature.name for feature in config.features.numeric if feature.days_since and feature.name not in raw]
+    history = _history_features(config)
+    reserved = {*RESERVED_COLUMNS, *(f"label_{task.name}" for task in config.tasks), *map(str.lower, history)}
+    clash = sorted(name for name in [*raw, *made] if name.lower() in reserved or name.startswith("__"))
+    if clash:
+        raise ValueError(f"{clash} are names that the tables use themselves; rename the column at its source")
+    alike = _doubled([name.lower() for name in [*raw, *made]])
+    if alike:
+        raise ValueError(f"{alike} are columns that differ in upper and lower case only; rename one at its source")
+    if _doubled(history):
+        raise ValueError(f"features.history: two features would be called {_doubled(history)}; rename a column")
+    ages = [feature for feature in config.features.numeric if feature.days_since not in (None, feature.name)]
+    overwritten = sorted(feature.name for feature in ages if feature.name in raw)
+    if overwritten:
+        raise ValueError(f"features.numeric: {overwritten} is a column already; call the days since it something else")
+
+
+def feature_columns(config: Recommender) -> list[str]:
+    """Every raw column that a feature, a history key or a segment is made of, each once."""
+    features = config.features
+    keys = features.history.keys if features.history else ()
+    columns = [
+        *features.categorical,
+        *features.multivalued,
+        *(feature.days_since or feature.name for feature in features.numeric),
+        *(column for key in keys for column in key),
+        *(config.segments.columns if config.segments else ()),
+    ]
+    return list(dict.fromkeys(columns))
+
+
+def _history_features(config: Recommender) -> list[str]:
+    history = config.features.history
+    measures = ["rows", *(f"{task.name}_rate" for task in config.tasks)]
+    windows = [(key, days) for key in history.keys for days in history.days] if history else []
+    return [history_feature(key, days, what) for key, days in windows for what in measures]
+
+
+def _doubled(names: Iterable[str]) -> list[str]:
+    names = list(names)
+    return sorted({name for name in names if names.count(name) > 1})

@@ -1,0 +1,267 @@
+"""Start and stop Airflow and MLflow on this machine, each with a login and on 127.0.0.1 only."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+
+import httpx
+
+from pipelines.local.airflow_api import Airflow
+from pipelines.processes import adopt_orphans, end_descendants
+from recsys_moe.errors import UserError
+
+HOST = "127.0.0.1"
+USERNAME = "admin"
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things lie: Airflow's home, the recommenders' YAMLs, and the MLflow store, whose runs a server and the
+    CLI without one share."""
+
+    home: Path
+    configs: Path
+    mlflow: Path
+
+    @property
+    def logs(self) -> Path:
+        """The folder of the services' own logs."""
+        return self.home / "services"
+
+    @property
+    def task_logs(self) -> Path:
+        """The folder of the tasks' logs."""
+        return self.home / "logs"
+
+
+@dataclass(frozen=True)
+class Login:
+    """A server's address, and the password of `USERNAME`."""
+
+    url: str
+    password: str
+
+
+@dataclass
+class Services:
+    """What is running, how to reach it, and what is left to look after."""
+
+    layout: Layout
+    airflow: Airflow
+    mlflow: Login | None
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start(self, name: str, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        """Start a process that ends with this one; what it says goes to a log of its own."""
+        self.layout.logs.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "pipelines.processes", sys.executable, "-m", *arguments]
+        with self.log(name).open("wb") as log:
+            started = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, cwd=REPOSITORY
+            )
+        self.processes[name] = started
+        return started
+
+    def log(self, name: str) -> Path:
+        """The log of a service."""
+        return self.layout.logs / f"{name}.log"
+
+    def check(self) -> None:
+        """Raise `UserError` with a service's last words if one has ended."""
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise UserError(f"{name} ended with exit code {process.returncode}:\n{tail(self.log(name))}")
+
+    def wait_until(self, what: str, is_so: Callable[[], bool], seconds: float = 300) -> None:
+        """Wait, and say which service has ended or that it took too long."""
+        deadline = time.monotonic() + seconds
+        while not is_so():
+            self.check()
+            if time.monotonic() > deadline:
+                raise UserError(f"{what} took more than {seconds:.0f} s; the logs are in {self.layout.logs}")
+            time.sleep(0.5)
+
+
+@contextmanager
+def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Services]:
+    """Airflow, and MLflow if asked, for the length of a `with` block; all that was started has ended after it.
+
+    Args:
+        layout: the folders.
+        schedules: whether cron times start runs and deferred tasks are woken; without, only assets, backfills and
+            people start runs.
+        mlflow: whether to start MLflow's server. Without it the steps write to its store themselves.
+
+    Raises:
+        UserError: a service did not start.
+    """
+    with _ending_all():
+        passwords = _passwords(layout.home)
+        airflow = Airflow(f"http://{HOST}:{_free_port(8080)}", USERNAME, passwords["airflow"])
+        login = Login(f"http://{HOST}:{_free_port(5000)}", passwords["mlflow"]) if mlflow else None
+        services = Services(layout, airflow, login)
+        if login:
+            _start_mlflow(services, login, passwords["mlflow_key"])
+        _start_airflow(services, schedules)
+        services.wait_until("starting Airflow", airflow.is_ready)
+        if login:
+            services.wait_until("starting MLflow", lambda: _answers(f"{login.url}/health"))
+        airflow.create_pool("gpu", 1, "one training at a time")
+        yield services
+
+
+@contextmanager
+def _ending_all() -> Iterator[None]:
+    """On the way out, however it is taken, end every process below this one."""
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    adopt_orphans()
+    endings = (signal.SIGTERM, signal.SIGINT)
+    before = {ending: signal.signal(ending, stop) for ending in endings}
+    try:
+        yield
+    finally:
+        for ending in endings:
+            signal.signal(ending, signal.SIG_IGN)  # a second Ctrl-C must not leave half of it running
+        end_descendants()
+        for ending in endings:
+            signal.signal(ending, before[ending])
+
+
+@contextmanager
+def only_user_of(home: Path) -> Iterator[None]:
+    """Keep another `up` or `demo` from using the same folder; a lock of a dead process does not count."""
+    home.mkdir(parents=True, exist_ok=True)
+    with home.with_name(f"{home.name}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{home} is in use by another `recsys-moe`; end that one (Ctrl-C) first") from None
+        yield
+
+
+def _passwords(home: Path) -> dict[str, str]:
+    """The logins, made once and kept in a file that only this user can read."""
+    path = home / "passwords.json"
+    if not path.exists():
+        made = {name: secrets.token_urlsafe(12) for name in ("airflow", "mlflow", "mlflow_key")}
+        _write_private(path, json.dumps(made))
+    found: dict[str, str] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _start_mlflow(services: Services, login: Login, secret_key: str) -> None:
+    layout = services.layout
+    layout.mlflow.mkdir(parents=True, exist_ok=True)
+    config = layout.home / "mlflow_auth.ini"
+    _write_private(
+        config, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{layout.home / 'mlflow_auth.db'}\n"
+    )
+    environment = os.environ | {
+        "MLFLOW_AUTH_CONFIG_PATH": str(config),
+        "MLFLOW_AUTH_ADMIN_USERNAME": USERNAME,
+        "MLFLOW_AUTH_ADMIN_PASSWORD": login.password,
+        "MLFLOW_FLASK_SERVER_SECRET_KEY": secret_key,
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    # Artifacts are files that are named by their path, not passed through the server: so a run that was logged
+    # without a server shows in one, and the other way round.
+    store = ["--backend-store-uri", f"sqlite:///{layout.mlflow / 'mlflow.db'}"]
+    store += ["--no-serve-artifacts", "--default-artifact-root", (layout.mlflow / "artifacts").as_uri()]
+    port = login.url.rpartition(":")[2]
+    server = ["mlflow", "server", "--app-name", "basic-auth", "--host", HOST, "--port", port, "--workers", "1"]
+    services.start("mlflow", [*server, *store], environment)
+
+
+def _start_airflow(services: Services, schedules: bool) -> None:
+    environment = _airflow_environment(services, schedules)
+    migration = services.start("airflow-migrate", ["airflow", "db", "migrate"], environment)
+    if migration.wait() != 0:
+        services.check()
+    del services.processes["airflow-migrate"]
+    port = services.airflow.url.rpartition(":")[2]
+    services.start("api-server", ["airflow", "api-server", "--host", HOST, "--port", port], environment)
+    # Task logs are read from disk; the log server that would start otherwise listens on every interface.
+    services.start("scheduler", ["airflow", "scheduler", "--skip-serve-logs"], environment)
+    services.start("dag-processor", ["airflow", "dag-processor"], environment)
+    if schedules:
+        services.start("triggerer", ["airflow", "triggerer", "--skip-serve-logs"], environment)
+
+
+def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
+    layout, url = services.layout, services.airflow.url
+    passwords = layout.home / "airflow_passwords.json"
+    _write_private(passwords, json.dumps({USERNAME: services.airflow.password}))
+    settings = {
+        "CORE__LOAD_EXAMPLES": "False",
+        "CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": "2",
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USERNAME}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
+        "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
+        "API__BASE_URL": url,
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.home / 'airflow.db'}",
+        "LOGGING__BASE_LOG_FOLDER": str(layout.task_logs),
+    }
+    environment = {
+        **os.environ,
+        **{f"AIRFLOW__{name}": value for name, value in settings.items()},
+        "AIRFLOW_HOME": str(layout.home),
+        "RECSYS_MOE_CONFIGS": str(layout.configs),
+        "RECSYS_MOE_CRON": "on" if schedules else "off",
+    }
+    if services.mlflow:
+        environment["MLFLOW_TRACKING_URI"] = services.mlflow.url
+        environment["MLFLOW_TRACKING_USERNAME"] = USERNAME
+        environment["MLFLOW_TRACKING_PASSWORD"] = services.mlflow.password
+    return environment
+
+
+def _free_port(wanted: int) -> int:
+    """The wanted port, or any free one if it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            bound: int = probe.getsockname()[1]
+            return bound
+    raise UserError(f"no free port on {HOST}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """The last lines of a log, and where it is."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return "\n".join([*text.splitlines()[-lines:], f"(all of it: {path})"])

@@ -1,0 +1,174 @@
+"""The DAG files, read as Airflow reads them: what they make of a folder of YAMLs, good and broken."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+GOOD = """
+name: {name}
+columns: {{timezone: Asia/Shanghai}}
+schedule: {{ingest: "0 3 * * *", train: after_ingest, score: {score}}}
+"""
+
+# One process reads a folder and says what it found, as JSON: Airflow keeps its settings in module globals, and it is a
+# process of Airflow's that parses these files in a real run too.
+READ = """
+import json, sys
+from pathlib import Path
+from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.serialization.serialized_objects import DagSerialization
+
+dags = Path(sys.argv[1])
+bag = BundleDagBag(dag_folder=dags, bundle_path=dags, bundle_name="test")
+heavy = ("torch", "mlflow", "pandas", "numpy", "pyarrow", "pipelines", "recsys_moe")
+print(json.dumps({
+    "dags": {dag_id: DagSerialization.to_dict(dag)["dag"] for dag_id, dag in bag.dags.items()},
+    "tasks": {dag_id: {task.task_id: sorted(task.downstream_task_ids) for task in dag.tasks}
+              for dag_id, dag in bag.dags.items()},
+    "errors": bag.import_errors,
+    "heavy": sorted(set(heavy) & set(sys.modules)),
+    "commands": {f"{dag_id}.{task.task_id}": [task.python_callable(), task.env] for dag_id, dag in bag.dags.items()
+                 for task in dag.tasks if hasattr(task, "append_env")},
+    "retries": {dag_id: [dag.tasks[0].retry_policy.evaluate(Exception(f"exit code {code}."), 1, 2).action.value
+                         for code in (2, 1, 22)] for dag_id, dag in bag.dags.items()},
+}))
+"""
+
+Read = Callable[[Path], dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def read(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Read:
+    """Read the DAG files over a folder of configs."""
+    home = tmp_path_factory.mktemp("airflow")
+
+    def read_configs(configs: Path) -> dict[str, Any]:
+        settings = {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
+        environment = {**os.environ, **settings, "RECSYS_MOE_CONFIGS": str(configs)}
+        command = [sys.executable, "-c", READ, str(project_root / "dags")]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=110, check=False)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+    return read_configs
+
+
+@pytest.fixture(scope="module")
+def broken(read: Read, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A folder with two good recommenders, one without a schedule, and one broken in each way."""
+    folder = tmp_path_factory.mktemp("configs")
+    files = {
+        "good": GOOD.format(name="good", score="after_train"),
+        "rarely": GOOD.format(name="rarely", score="after_ingest") + "start: 1",
+        "by_hand": "name: by_hand",
+        "syntax": "name: [",
+        "empty": "",
+        "key": GOOD.format(name="key", score="after_train").replace("train:", "trian:"),
+        "cron": GOOD.format(name="cron", score="after_train").replace("0 3", "0 33"),
+        "hourly": GOOD.format(name="hourly", score="after_train").replace("0 3", "0 *"),
+        "zone": GOOD.format(name="zone", score="after_train").replace("Shanghai", "Shangri-La"),
+        "name": GOOD.format(name="My Shop", score="after_train"),
+        "a_copy": GOOD.format(name="good", score="after_ingest"),
+        "start": GOOD.format(name="start", score="after_train").replace("}\n", ", start: tomorrow}\n"),
+    }
+    files["rarely"] = GOOD.format(name="rarely", score="after_ingest").replace("ingest}", "ingest, start: 2026-05-04}")
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
+    return read(folder)
+
+
+def test_the_shipped_configs_have_no_import_errors(read: Read, project_root: Path) -> None:
+    found = read(project_root / "configs")
+    assert found["errors"] == {}
+    assert {"demo_ingest", "demo_train", "demo_score"} <= set(found["dags"])
+
+
+def test_each_schedule_makes_three_dags(broken: dict[str, Any]) -> None:
+    names = [f"{name}_{what}" for name in ("good", "rarely") for what in ("ingest", "train", "score")]
+    assert sorted(broken["dags"]) == sorted(names)
+    assert broken["tasks"]["good_ingest"] == {"ingest": ["prepare"], "prepare": []}
+    assert broken["tasks"]["good_score"] == {"score": []}
+    assert broken["tasks"]["good_train"] == {
+        "train": ["evaluate", "failed"],
+        "evaluate": ["failed", "promote"],
+        "promote": ["decided", "failed"],
+        "decided": [],
+        "failed": [],
+    }
+
+
+def test_ingest_runs_at_the_schedules_hour_for_the_day_before(broken: dict[str, Any]) -> None:
+    timetable = broken["dags"]["good_ingest"]["timetable"]
+    assert timetable["__type"].endswith("CronPartitionTimetable")
+    assert timetable["__var"]["expression"] == "0 3 * * *"
+    assert timetable["__var"]["timezone"] == "Asia/Shanghai"
+    assert timetable["__var"]["run_offset"] == -1
+    assert timetable["__var"]["key_format"] == "%Y-%m-%d"
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "asset"),
+    [("good_train", "good_days"), ("good_score", "good_decisions"), ("rarely_score", "rarely_days")],
+)
+def test_the_others_follow_an_asset(broken: dict[str, Any], dag_id: str, asset: str) -> None:
+    timetable = broken["dags"][dag_id]["timetable"]
+    assert timetable["__type"].endswith("PartitionedAssetTimetable")
+    assert timetable["__var"]["asset_condition"]["name"] == asset
+
+
+def test_days_are_caught_up_from_the_start_that_is_named(broken: dict[str, Any]) -> None:
+    assert broken["dags"]["rarely_ingest"]["catchup"] is True
+    # 5 May 00:00 in Shanghai: that night's run is the one for 4 May.
+    assert broken["dags"]["rarely_ingest"]["start_date"] == 1777910400.0
+    assert broken["dags"]["good_ingest"].get("catchup", False) is False
+
+
+def test_values_reach_the_command_through_the_environment_only(broken: dict[str, Any]) -> None:
+    commands = broken["commands"]
+    assert len(commands) == 12
+    for task, (command, environment) in commands.items():
+        assert environment["AS_OF"] == "{{ dag_run.partition_key }}"
+        assert environment["CONFIG"].endswith(f"/{task.split('_')[0]}.yaml")
+        assert "{" not in command
+        assert not any(value in command for value in environment.values())
+        assert f'"$RECSYS_MOE_BIN" {task.split(".")[1]} ' in command
+
+
+def test_a_users_error_is_not_retried(broken: dict[str, Any]) -> None:
+    assert broken["retries"]["good_train"] == ["fail", "default", "default"]
+
+
+def test_reading_the_dags_imports_nothing_heavy(broken: dict[str, Any]) -> None:
+    assert broken["heavy"] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("syntax", "while parsing"),
+        ("empty", "file: None is not of type 'object'"),
+        ("key", "'trian' was unexpected"),
+        ("cron", "'0 33 * * *' is no cron"),
+        ("hourly", "'0 * * * *' is no cron for one time a day"),
+        ("zone", "'Asia/Shangri-La' is no time zone"),
+        ("name", "'My Shop' does not match"),
+        ("a_copy", "'good' is taken by good.yaml"),
+        ("start", "schedule.start: 'tomorrow' does not match"),
+    ],
+)
+def test_a_broken_yaml_shows_as_an_import_error_of_its_own(broken: dict[str, Any], file: str, words: str) -> None:
+    # The recommenders' own file has none: Airflow takes every DAG of a file with an import error out of service.
+    assert list(broken["errors"]) == ["broken_recommenders.py"]
+    message = next(
+        line for line in broken["errors"]["broken_recommenders.py"].splitlines() if f" {file}.yaml: " in line
+    )
+    assert words in message
