@@ -37,14 +37,16 @@ COMMAND = """export RECSYS_MOE_RESULT="$PWD/result.json"
 ON_CALL = """
 ### {name}: {what}
 
-**A task failed?** Its log ends with one line that says what is wrong, where, and what would be right. Exit code 2 is
-something to mend in `{path}` or in the delivered file, and is not retried; anything else was retried already. Mend
-it, then *clear* the task: every step replaces its own day, so running it again is safe.
+**A task failed?** In its log, the line that begins with `error:` says what is wrong, where, and what would be right.
+Exit code 2 is something to mend in `{path}` or in the delivered file, and is not retried; anything else was retried
+already. Mend it, then *clear* the task: every step replaces its own day, so running it again is safe. Meanwhile
+yesterday's champion scores today's users.
 
 **By hand:** `recsys-moe {step} --config {path} --as-of DATE`
 
 **Days again:** `airflow backfill create --dag-id {name}_ingest --from-date FIRST --to-date LASTT23:59:59
---max-active-runs 1 --reprocess-behavior completed`. Training and scores follow for the newest of them.
+--max-active-runs 1 --reprocess-behavior completed`. A training follows for each day that is the newest when its turn
+comes; pause `{name}_train` until the last day is due, and there is only one.
 """
 
 

@@ -49,15 +49,19 @@ class Tables:
     def replace_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
         """Publish `rows` as the whole of day `ds`, at once. Returns the table's version that has them.
 
-        A day that has these very rows already is left as it is, so that a step run again changes nothing that is
-        derived from it. A write that lost to one of another day (both created the table, or added columns) is tried again.
+        A day that has these very rows already is left as it is, so that a step run again changes nothing that was
+        derived from it. A write that lost to one of another day (both made the table, or added columns) is repeated.
 
         Raises:
-            UserError: another process published the same day meanwhile; its rows stand.
+            UserError: another process published the same day meanwhile; its rows stand. Or a column is of another
+                kind than in the table, which Delta would cast where it can: `007` would become 7.
         """
-        rows = rows.append_column("ds", pa.array([ds] * len(rows), pa.date32()))
-        if (version := self.version(name)) is not None and _same(self.read_day(name, ds), rows):
-            return version
+        # In one piece: the writer makes a file of each chunk, and files come back in any order.
+        rows = rows.append_column("ds", pa.repeat(pa.scalar(ds, pa.date32()), len(rows))).combine_chunks()
+        if (version := self.version(name)) is not None:
+            self._check_columns(name, rows.schema)
+            if _same(self.read_day(name, ds), rows):
+                return version
         before = self.fingerprint(name, [ds])
         for _ in range(_ATTEMPTS):
             try:
@@ -78,6 +82,22 @@ class Tables:
         table = DeltaTable(path)
         write_deltalake(table, rows, mode="overwrite", predicate=f"ds = '{ds.isoformat()}'", schema_mode="merge")
         return table.version()
+
+    def _check_columns(self, name: TableName, new: pa.Schema) -> None:
+        old = {field.name.lower(): field for field in self.dataset(name).schema}
+        for field in new:
+            known = old.get(field.name.lower(), field)
+            was, now = _kind(known.type), _kind(field.type)
+            if known.name != field.name:
+                problem = f"was called {known.name!r} before"
+            elif was != now and not pa.types.is_null(field.type):
+                problem = f"holds {was} and would now get {now}"
+            else:
+                continue
+            raise UserError(
+                f"{self.path(name)}: column {field.name!r} {problem}; where the YAML has changed, give it "
+                "a new storage folder, or remove this one"
+            )
 
     def version(self, name: TableName) -> int | None:
         """The table's newest version, or None where there is no table."""
@@ -137,3 +157,16 @@ def _same(old: pa.Table, new: pa.Table) -> bool:
         return bool(old.select(new.column_names).equals(new.cast(pa.schema(kinds))))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         return False
+
+
+def _kind(column: pa.DataType) -> str:
+    """What a column holds, in a word; how it is stored does not matter."""
+    if pa.types.is_dictionary(column):
+        return _kind(column.value_type)
+    if pa.types.is_string(column) or pa.types.is_large_string(column) or pa.types.is_string_view(column):
+        return "text"
+    if pa.types.is_integer(column) or pa.types.is_floating(column):
+        return "numbers"
+    if pa.types.is_timestamp(column):
+        return "times"
+    return "lists" if pa.types.is_nested(column) else str(column)

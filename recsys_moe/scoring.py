@@ -19,7 +19,7 @@ Positions = NDArray[np.int64]
 Candidates = Positions | Callable[[int, int], Positions]
 """Item positions [U, C] of all users, -1 for none; or a function that gives those of users start to stop."""
 
-PAIRS_AT_ONCE = 16384
+PAIRS_AT_ONCE = 4096
 USER_SIDES: tuple[Side, ...] = ("user", "context")
 
 

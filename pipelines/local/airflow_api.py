@@ -19,6 +19,10 @@ class Airflow:
     username: str
     password: str
 
+    def close(self) -> None:
+        """Give the connection back."""
+        self._client.close()
+
     def is_ready(self) -> bool:
         """Whether it answers, and its scheduler and DAG processor are alive."""
         try:

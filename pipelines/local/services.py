@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -25,6 +25,7 @@ from recsys_moe.errors import UserError
 
 HOST = "127.0.0.1"
 USERNAME = "admin"
+TASKS_AT_ONCE = 2
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -110,6 +111,7 @@ def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Servic
         UserError: a service did not start.
     """
     with _ending_all():
+        layout.home.mkdir(parents=True, exist_ok=True)
         passwords = _passwords(layout.home)
         airflow = Airflow(f"http://{HOST}:{_free_port(8080)}", USERNAME, passwords["airflow"])
         login = Login(f"http://{HOST}:{_free_port(5000)}", passwords["mlflow"]) if mlflow else None
@@ -120,8 +122,9 @@ def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Servic
         services.wait_until("starting Airflow", airflow.is_ready)
         if login:
             services.wait_until("starting MLflow", lambda: _answers(f"{login.url}/health"))
-        airflow.create_pool("gpu", 1, "one training at a time")
-        yield services
+        with closing(airflow):
+            airflow.create_pool("gpu", 1, "one training at a time")
+            yield services
 
 
 @contextmanager
@@ -147,7 +150,7 @@ def _ending_all() -> Iterator[None]:
 @contextmanager
 def only_user_of(home: Path) -> Iterator[None]:
     """Keep another `up` or `demo` from using the same folder; a lock of a dead process does not count."""
-    home.mkdir(parents=True, exist_ok=True)
+    home.parent.mkdir(parents=True, exist_ok=True)
     with home.with_name(f"{home.name}.lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -218,7 +221,7 @@ def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
         "CORE__EXECUTOR": "LocalExecutor",
-        "CORE__PARALLELISM": "2",
+        "CORE__PARALLELISM": str(TASKS_AT_ONCE),
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USERNAME}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
@@ -232,6 +235,8 @@ def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
         "AIRFLOW_HOME": str(layout.home),
         "RECSYS_MOE_CONFIGS": str(layout.configs),
         "RECSYS_MOE_CRON": "on" if schedules else "off",
+        # Each task gets its share of the cores: two trainings that both want all of them wait for each other.
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // TASKS_AT_ONCE))),
     }
     if services.mlflow:
         environment["MLFLOW_TRACKING_URI"] = services.mlflow.url

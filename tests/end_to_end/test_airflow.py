@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -103,7 +103,8 @@ def _served(folder: Path) -> Iterator[Served]:
     with process, process.stdout:
         try:
             (url, password), (mlflow_url, mlflow_password) = json.loads(process.stdout.readline())
-            yield Served(process, Airflow(url, "admin", password), mlflow_url, mlflow_password)
+            with closing(Airflow(url, "admin", password)) as airflow:
+                yield Served(process, airflow, mlflow_url, mlflow_password)
         finally:
             process.send_signal(signal.SIGTERM)
 

@@ -313,7 +313,10 @@ def demo(**changes: Any) -> dict[str, Any]:
         (demo(source={"items": {"path": "../var/items.parquet"}}), "source.items.path: simulate writes plain .csv"),
         (demo(source={"users": {"path": "../var/users.csv.gz"}}), "source.users.path: simulate writes plain .csv"),
         (demo(features={"separator": ","}), "features.separator: ','"),
-        (demo(features={"categorical": ["user_id", "shoe_size"]}), "features: .'shoe_size'. are not simulated"),
+        (
+            demo(features={"categorical": ["user_id", "shoe_size"]}) | {"scoring": {}},
+            "features: .'shoe_size'. are not simulated",
+        ),
         ({"tasks": [{"name": "share", "label": "is_share"}], "evaluation": {}, "scoring": {}}, "tasks: .'share'."),
         ({"tasks": [{"name": "click", "label": "like"}], "evaluation": {}, "scoring": {}}, "columns: .'like'. would"),
     ],

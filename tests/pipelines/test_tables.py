@@ -6,11 +6,13 @@ import multiprocessing
 from datetime import date
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable, write_deltalake
 
-from pipelines.tables import Tables
+from pipelines.tables import TableName, Tables
 from recsys_moe.errors import UserError
 
 MONDAY, TUESDAY = date(2026, 1, 5), date(2026, 1, 6)
@@ -20,9 +22,8 @@ def rows(*values: int, **more: list[str]) -> pa.Table:
     return pa.table({"x": list(values), **more})
 
 
-def values(tables: Tables, ds: date, column: str = "x") -> list[object]:
-    found: list[object] = tables.read_day("interactions", ds).column(column).to_pylist()
-    return found
+def values(tables: Tables, ds: date, column: str = "x", name: TableName = "interactions") -> list[Any]:
+    return tables.read_day(name, ds).column(column).to_pylist()
 
 
 def test_a_day_is_replaced_whole_and_others_stand(tmp_path: Path) -> None:
@@ -75,6 +76,30 @@ def test_columns_may_be_added(tmp_path: Path) -> None:
     assert values(tables, TUESDAY, "kind") == ["new"]
 
 
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ({"x": ["007"]}, "column 'x' holds numbers and would now get text; where the YAML has changed"),
+        ({"x": [[1]]}, "column 'x' holds numbers and would now get lists"),
+        ({"X": [1]}, "column 'X' was called 'x' before"),
+    ],
+)
+def test_a_column_keeps_its_kind_and_its_spelling(tmp_path: Path, new: dict[str, list[Any]], message: str) -> None:
+    tables = Tables(tmp_path)
+    tables.replace_day("interactions", MONDAY, rows(1))
+    with pytest.raises(UserError, match=message):
+        tables.replace_day("interactions", TUESDAY, pa.table(new))
+    assert tables.days("interactions") == [MONDAY]
+
+
+def test_how_a_column_is_stored_does_not_matter(tmp_path: Path) -> None:
+    tables = Tables(tmp_path)
+    tables.replace_day("interactions", MONDAY, rows(1, kind=["a"]))
+    kind = pa.array(["b"]).dictionary_encode()
+    tables.replace_day("interactions", TUESDAY, pa.table({"x": pa.array([2.0]), "kind": kind}))
+    assert (values(tables, TUESDAY), values(tables, TUESDAY, "kind")) == ([2], ["b"])
+
+
 def test_the_fingerprint_changes_for_its_days_only(tmp_path: Path) -> None:
     tables = Tables(tmp_path)
     assert tables.fingerprint("interactions", [MONDAY]) == tables.fingerprint("interactions", [])
@@ -104,67 +129,77 @@ def test_a_table_that_is_not_there_names_the_step(tmp_path: Path) -> None:
         tables.dataset("users")
 
 
-def publish(folder: Path, ds: date, number: int, start: Barrier) -> None:
-    """A writer in a process of its own; it leaves a file that says how it went."""
-    column = {f"c{number}": ["new"]} if number % 2 else {}
-    start.wait()
-    try:
-        Tables(folder).replace_day("interactions", ds, rows(number, **column))
-        outcome = "published"
-    except UserError as error:
-        outcome = str(error)
-    (folder / f"{number}.txt").write_text(outcome)
+Plan = tuple[tuple[TableName, tuple[date, date]], ...]
+MEETINGS: Plan = (
+    ("interactions", (MONDAY, MONDAY)),
+    ("items", (MONDAY, MONDAY)),
+    ("users", (MONDAY, TUESDAY)),
+    ("examples", (MONDAY, TUESDAY)),
+)
+"""In which table two writers meet, one after the other, and the day of each."""
+THERE_ALREADY: tuple[TableName, ...] = ("items", "examples")
 
 
-def outcomes(folder: Path, days: list[date]) -> list[str]:
-    """How writers of these days fared, all at once."""
+def publish(folder: Path, number: int, start: Barrier) -> None:
+    """A writer in a process of its own; it leaves a file for each table that says how it went."""
+    column = {f"c{number}": ["new"]} if number else {}
+    for name, days in MEETINGS:
+        start.wait()
+        try:
+            Tables(folder).replace_day(name, days[number], rows(number, **column))
+            outcome = "published"
+        except UserError as error:
+            outcome = str(error)
+        (folder / f"{name}{number}.txt").write_text(outcome)
+
+
+@pytest.fixture(scope="module")
+def met(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of tables in which two processes have written at once."""
+    folder = tmp_path_factory.mktemp("met")
+    for name in THERE_ALREADY:
+        Tables(folder).replace_day(name, date(2026, 1, 7), rows(9))
     processes = multiprocessing.get_context("spawn")
-    start = processes.Barrier(len(days))
-    writers = [processes.Process(target=publish, args=(folder, ds, n, start)) for n, ds in enumerate(days)]
+    start = processes.Barrier(2)
+    writers = [processes.Process(target=publish, args=(folder, number, start)) for number in range(2)]
     for writer in writers:
         writer.start()
     for writer in writers:
         writer.join()
         assert writer.exitcode == 0
-    return [(folder / f"{number}.txt").read_text() for number in range(len(days))]
+    return folder
 
 
-@pytest.mark.parametrize("is_new", [True, False], ids=["first write of all", "table is there"])
-def test_two_writers_of_one_day_never_mix(tmp_path: Path, is_new: bool) -> None:
+def told(folder: Path, name: TableName) -> list[str]:
+    return [(folder / f"{name}{number}.txt").read_text() for number in range(2)]
+
+
+@pytest.mark.parametrize("name", ["interactions", "items"], ids=["first write of all", "table is there"])
+def test_two_writers_of_one_day_never_mix(met: Path, name: TableName) -> None:
     """Whether they meet, or come one after the other, only one writer's rows stand."""
-    tables = Tables(tmp_path)
-    if not is_new:
-        tables.replace_day("interactions", TUESDAY, rows(9))
-    told = outcomes(tmp_path, [MONDAY, MONDAY])
-    assert "published" in told
-    lost = [outcome for outcome in told if outcome != "published"]
-    assert all("2026-01-05 of interactions at the same time and won; run this step again" in text for text in lost)
-    assert len(values(tables, MONDAY)) == 1
+    lost = [outcome for outcome in told(met, name) if outcome != "published"]
+    assert len(lost) <= 1
+    assert all(f"2026-01-05 of {name} at the same time and won; run this step again" in text for text in lost)
+    assert len(values(Tables(met), MONDAY, name=name)) == 1
 
 
-@pytest.mark.parametrize("is_new", [True, False], ids=["first write of all", "table is there"])
-def test_two_writers_of_different_days_both_land(tmp_path: Path, is_new: bool) -> None:
+@pytest.mark.parametrize("name", ["users", "examples"], ids=["first write of all", "table is there"])
+def test_two_writers_of_different_days_both_land(met: Path, name: TableName) -> None:
     """Also where one of them adds a column, or both make the table."""
-    tables = Tables(tmp_path)
-    if not is_new:
-        tables.replace_day("interactions", date(2026, 1, 7), rows(9))
-    assert outcomes(tmp_path, [MONDAY, TUESDAY]) == ["published", "published"]
-    assert (values(tables, MONDAY), values(tables, TUESDAY)) == ([0], [1])
+    assert told(met, name) == ["published", "published"]
+    assert (values(Tables(met), MONDAY, name=name), values(Tables(met), TUESDAY, name=name)) == ([0], [1])
 
 
 def test_who_loses_a_day_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The race itself, made certain: another writer commits after this one has looked and before it writes."""
     tables, rival = Tables(tmp_path), Tables(tmp_path)
     tables.replace_day("interactions", MONDAY, rows(1))
-    stale = tables._overwrite_day
 
-    def late(name: str, ds: date, new: pa.Table) -> int:
-        from deltalake import DeltaTable, write_deltalake
-
+    def late(name: TableName, ds: date, new: pa.Table) -> int:
         opened = DeltaTable(str(tables.path("interactions")))
         rival._overwrite_day("interactions", MONDAY, rows(7).append_column("ds", pa.array([MONDAY])))
         write_deltalake(opened, new, mode="overwrite", predicate=f"ds = '{ds}'")
-        return stale("interactions", ds, new)
+        raise AssertionError("the stale table's commit must be refused")
 
     monkeypatch.setattr(tables, "_overwrite_day", late)
     with pytest.raises(UserError, match="another run published 2026-01-05 of interactions at the same time and won"):
