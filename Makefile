@@ -3,6 +3,9 @@
 .NOTPARALLEL:
 .PHONY: help setup demo up test test-all check lock clean
 
+# Compiled modules are kept: without them every step of the demo compiles torch, mlflow and Airflow anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := .venv/bin
 # More for pytest or the CLI, as in: make test ARGS="-k gates"
 ARGS ?=

@@ -14,8 +14,9 @@ from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-# Before mlflow: it would otherwise report usage to its makers, and draw bars of its own between our lines.
+# Before mlflow: it would otherwise report usage to its makers, and put lines and bars of its own between ours.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
 os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
