@@ -24,20 +24,19 @@ def _tidy(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def training_curve(history: Sequence[Mapping[str, float]]) -> Figure:
-    """Loss per task and epoch: solid where it learns, dashed on the days held out."""
+def training_curve(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]]) -> Figure:
+    """Loss per task: a line over the steps, and a mark at the end of each epoch for the days held out."""
     figure = _figure(7, 4)
     axes = figure.subplots()
-    epochs = [record["epoch"] + 1 for record in history]
-    names = [name.removeprefix("loss/") for name in history[0] if name.startswith("loss/")]
+    names = [name.removeprefix("loss/") for name in epochs[0] if name.startswith("loss/")]
     for name, colour in zip(names, _TASK_COLOURS * len(names), strict=False):
-        axes.plot(epochs, [r[f"loss/{name}"] for r in history], "o-", color=colour, label=f"{name}, training")
-        if f"validation/loss/{name}" in history[0]:
-            held = [r[f"validation/loss/{name}"] for r in history]
-            axes.plot(epochs, held, "s--", color=colour, label=f"{name}, validation")
-    axes.set(xlabel="epoch", ylabel="loss, nats a row", title="Loss while choosing the number of epochs")
-    axes.set_xticks(epochs)
-    axes.legend(fontsize=8)
+        axes.plot([s["step"] for s in steps], [s[f"loss/{name}"] for s in steps], color=colour, label=name)
+        if f"validation/loss/{name}" in epochs[0]:
+            held_out = [epoch[f"validation/loss/{name}"] for epoch in epochs]
+            axes.plot([e["step"] for e in epochs], held_out, "D", color=colour, label=f"{name}, held out")
+    axes.set(xlabel="step", ylabel="loss, nats a row", title="Loss while choosing the number of epochs")
+    axes.set_ylim(bottom=0)
+    axes.legend(fontsize=8, ncols=2)
     _tidy(axes)
     return figure
 

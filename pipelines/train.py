@@ -32,7 +32,7 @@ from recsys_moe.training import Fitted, fit
 log = logging.getLogger(__name__)
 
 _LOG_EVERY = 10
-"""Steps between two points of the training curve."""
+"""Steps that make one point of the training curve, their mean."""
 _RECIPE = 1
 """Raised when the same config and data would give another model: finished runs of before are then not taken."""
 
@@ -109,8 +109,9 @@ def _choose_and_fit(
     rows = _encoded(encoder, split.rows(tables, "train"), scratch / "train.arrow")
     held_out = _encoded(encoder, split.rows(tables, "validation"), scratch / "validation.arrow")
     has_validation = held_out.num_rows > 0
-    chosen = _fit(shape, training, encoder, rows, held_out if has_validation else None, run, "choose")
-    run.picture(figures.training_curve(chosen.history), "pictures/training.png")
+    steps: list[dict[str, float]] = []
+    chosen = _fit(shape, training, encoder, rows, held_out if has_validation else None, run, "choose", steps)
+    run.picture(figures.training_curve(steps, chosen.history), "pictures/training.png")
     best = chosen.best_epoch
     run.metrics({"best_epoch": best, "rows/train": rows.num_rows, "rows/validation": held_out.num_rows})
     refit = config.evaluation.refit and has_validation
@@ -120,7 +121,7 @@ def _choose_and_fit(
         encoder = Encoder.fit(shape, _batches(split.rows(tables, "train", "validation")))
         rows = _encoded(encoder, split.rows(tables, "train", "validation"), scratch / "refit.arrow")
     again = training.model_copy(update={"epochs": best})
-    return encoder, _fit(shape, again, encoder, rows, None, run, "refit")
+    return encoder, _fit(shape, again, encoder, rows, None, run, "refit", [])
 
 
 def _fit(
@@ -131,15 +132,21 @@ def _fit(
     held_out: pa.Table | None,
     run: Run,
     phase: str,
+    curve: list[dict[str, float]],
 ) -> Fitted:
+    """Fit, with progress for a person and metrics for the run; the points of the training curve go to `curve`."""
     steps = -(-rows.num_rows // training.batch_size) * training.epochs
     with Progress(f"{phase}: {rows.num_rows} rows, {training.epochs} epochs", steps, "steps") as progress:
+        since: list[dict[str, float]] = []
 
         def on_step(record: dict[str, float]) -> None:
             progress.advance(1, f"loss {record['loss']:.4f}")
-            step = int(record["step"])
-            if step % _LOG_EVERY == 0:
-                run.metrics({f"{phase}/{k}": v for k, v in record.items() if k.startswith("loss")}, step)
+            since.append(record)
+            if len(since) == _LOG_EVERY:
+                point = {name: sum(r[name] for r in since) / len(since) for name in record if name.startswith("loss")}
+                since.clear()
+                curve.append({"step": record["step"], **point})
+                run.metrics({f"{phase}/{name}": value for name, value in point.items()}, int(record["step"]))
 
         def on_epoch(record: dict[str, float]) -> None:
             losses = {f"{phase}/epoch/{name}": value for name, value in record.items() if "loss" in name}

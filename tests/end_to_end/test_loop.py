@@ -118,9 +118,7 @@ def test_evaluating_and_promoting_again_change_nothing(played: Played) -> None:
     assert promoted["champion"] == played.nights[SECOND_NIGHT]["promote"]["champion"]
 
 
-def test_a_day_without_training_is_scored_by_the_champion_of_before(
-    played: Played, project_root: Path
-) -> None:
+def test_a_day_without_training_is_scored_by_the_champion_of_before(played: Played, project_root: Path) -> None:
     path = small_demo(played.folder, project_root, name="patient")
     call_step("run", "--config", path, "--as-of", FIRST_NIGHT.isoformat())
     for step in ("ingest", "prepare"):
