@@ -23,6 +23,8 @@ from recsys_moe.routing import RoutingReport, routing_report
 log = logging.getLogger(__name__)
 
 _BATCH_ROWS = 8192
+_COMPARED = ("auc", "gauc", "log_loss")
+"""What the run keeps of the champion and the baselines; the rest is in evaluation.json."""
 
 
 def evaluate(config: Recommender, as_of: date) -> dict[str, Any]:
@@ -87,9 +89,10 @@ def _log(
     segments = names.to_numpy(zero_copy_only=False)
     by_segment = {name: held_out.measure_segments(said, segments) for name, said in models.items()}
     numbers = flat("test", measured["model"])
-    for name, metrics in measured.items():
+    for name, by_task in measured.items():
         if name != "model":
-            numbers |= flat(name.replace(" ", "_"), metrics)
+            compared = {task: {key: of[key] for key in _COMPARED if key in of} for task, of in by_task.items()}
+            numbers |= flat(name.replace(" ", "_"), compared)
     for task, found in by_segment["model"].items():
         for segment, values in found.items():
             numbers |= {f"test/{task}/{metric}/{_plain(segment)}": value for metric, value in values.items()}
