@@ -11,16 +11,26 @@ import sys
 import time
 from pathlib import Path
 
-step, as_of = sys.argv[1], sys.argv[sys.argv.index("--as-of") + 1]
-config = Path(sys.argv[sys.argv.index("--config") + 1])
-days = config.with_suffix(".days")
-if step == "ingest":
-    days.mkdir(exist_ok=True)
-    (days / as_of).touch()
-if config.stem == "hangs":
-    time.sleep(600)
-if step == "train" and config.stem == "breaks":
-    sys.exit(2)
-if step == "train" and max(day.name for day in days.iterdir()) > as_of:
-    sys.exit(99)
-Path(os.environ["RECSYS_MOE_RESULT"]).write_text(json.dumps({"step": step, "as_of": as_of}) + "\n", encoding="utf-8")
+
+def main() -> int:
+    """Do as if, and answer with the exit code."""
+    step, as_of = sys.argv[1], sys.argv[sys.argv.index("--as-of") + 1]
+    config = Path(sys.argv[sys.argv.index("--config") + 1])
+    days = config.with_suffix(".days")
+    if step == "ingest":
+        days.mkdir(exist_ok=True)
+        (days / as_of).touch()
+    if config.stem == "hangs":
+        time.sleep(600)
+    if step == "train" and config.stem == "breaks":
+        return 2
+    if step == "train" and max(day.name for day in days.iterdir()) > as_of:
+        return 99
+    Path(os.environ["RECSYS_MOE_RESULT"]).write_text(
+        json.dumps({"step": step, "as_of": as_of}) + "\n", encoding="utf-8"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
