@@ -54,7 +54,7 @@ def entity_rows(
     )
     history = config.features.history
     keys = [found for found in (history.keys if history else ()) if _readable_by(side, sides, found)]
-    query = with_features(connection, config, tables, "entities", sides, through=moment.ds, keys=keys)
+    query = with_features(connection, config, tables, "entities", through=moment.ds, keys=keys)
     return sql.fetch(connection, f"SELECT * FROM ({query}) ORDER BY {sql.name(key)}")
 
 

@@ -40,7 +40,7 @@ def prepare(config: Recommender, ds: date) -> dict[str, Any]:
         if config.features.history:
             counts = sql.fetch(connection, f"{history.daily_counts(config, 'events')} ORDER BY ALL")
             versions["daily_counts"] = tables.replace_day("daily_counts", ds, counts)
-        rows = with_features(connection, config, tables, "events", sides, through=ds - timedelta(days=1))
+        rows = with_features(connection, config, tables, "events", through=ds - timedelta(days=1))
         order = ", ".join(sql.name(c) for c in ("event_time", config.columns.user, config.columns.item, "source_row"))
         examples = sql.fetch(connection, f"SELECT * EXCLUDE (source_row) FROM ({rows}) ORDER BY {order}")
     place = examples.schema.get_field_index("event_time")
@@ -63,7 +63,6 @@ def with_features(
     config: Recommender,
     tables: Tables,
     rows: str,
-    sides: Sides,
     *,
     through: date,
     keys: Iterable[tuple[str, ...]] | None = None,
