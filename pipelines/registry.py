@@ -58,6 +58,16 @@ def _local_store(config: Recommender) -> Path:
     return Path(config.storage).parent / "mlflow"
 
 
+def _track_at(uri: str) -> None:
+    """Use a store in this process. mlflow also writes it to the environment, where the next recommender would find it
+    and take it for what the user asked for."""
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    if before is not None:
+        os.environ["MLFLOW_TRACKING_URI"] = before
+
+
 class Registry:
     """One recommender's experiment and registered model, both called by its name.
 
@@ -69,7 +79,7 @@ class Registry:
         self.name, self.uri = config.name, tracking_uri(config)
         if self.uri.startswith("sqlite:///"):
             Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        mlflow.set_tracking_uri(self.uri)
+        _track_at(self.uri)
         self.client = MlflowClient()
         try:
             self.experiment_id = self._experiment(config)

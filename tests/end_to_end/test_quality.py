@@ -9,6 +9,8 @@ import mlflow
 import pytest
 import yaml
 
+from pipelines import config as recommenders
+from pipelines.registry import Registry
 from tests.end_to_end.loop import call_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
@@ -43,6 +45,6 @@ def test_twelve_real_days(project_root: Path, shared_data: Path, tmp_path: Path,
     assert tasks["long_view"]["auc"] >= 0.72
     assert tasks["like"]["auc"] >= 0.80
     assert (result["score"]["users"], result["score"]["rows"]) == (27_285, 27_285 * 20)
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/var/mlflow/mlflow.db")
+    Registry(recommenders.load(path))  # mlflow now looks into this recommender's store
     model = mlflow.pyfunc.load_model("models:/kuairand@champion")
     assert [column.name for column in model.metadata.get_output_schema()] == ["click", "long_view", "like"]
