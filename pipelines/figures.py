@@ -30,12 +30,13 @@ def training_curve(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mappin
     axes = figure.subplots()
     names = [name.removeprefix("loss/") for name in epochs[0] if name.startswith("loss/")]
     for name, colour in zip(names, _TASK_COLOURS * len(names), strict=False):
-        axes.plot([s["step"] for s in steps], [s[f"loss/{name}"] for s in steps], color=colour, label=name)
+        axes.plot([s["step"] for s in steps], [s[f"loss/{name}"] for s in steps], ".-", color=colour, label=name)
         if f"validation/loss/{name}" in epochs[0]:
             held_out = [epoch[f"validation/loss/{name}"] for epoch in epochs]
             axes.plot([e["step"] for e in epochs], held_out, "D", color=colour, label=f"{name}, held out")
     axes.set(xlabel="step", ylabel="loss, nats a row", title="Loss while choosing the number of epochs")
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     axes.legend(fontsize=8, ncols=2)
     _tidy(axes)
     return figure

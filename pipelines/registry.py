@@ -24,7 +24,7 @@ import pyarrow as pa
 from matplotlib.figure import Figure
 from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.tracking import MlflowClient
@@ -208,14 +208,6 @@ class Run:
         kept = [Metric(key, float(value), now, step) for key, value in values.items() if value == value]
         for start in range(0, len(kept), 1000):
             self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Words to filter runs by."""
-        self._client.log_batch(self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
-
-    def tag(self, key: str) -> str | None:
-        """One of the run's tags."""
-        return self._client.get_run(self.run_id).data.tags.get(key)
 
     def inputs(self, tables: Mapping[str, tuple[Path, int]]) -> None:
         """The tables, at their versions, that the run learned from. The run must be the active one."""
