@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from pipelines import sources
-from pipelines.config import DERIVED_COLUMNS, Recommender, Source, feature_columns, history_feature
+from pipelines.config import DERIVED_COLUMNS, Recommender, Source, feature_columns, history_feature, segment_columns
 from recsys_moe.config import Feature, ModelConfig, Side, Task
 from recsys_moe.errors import UserError
 
@@ -148,7 +148,7 @@ def model_config(config: Recommender, sides: Sides) -> ModelConfig:
     Raises:
         UserError: a segment would be a property of the item.
     """
-    for column in config.segments.columns if config.segments else ():
+    for column in segment_columns(config):
         if sides.by_column[column] == "item":
             raise UserError(f"segments.by: {column!r} is an item's column; segments are of users or of the moment")
     shape = config.model
@@ -159,5 +159,6 @@ def model_config(config: Recommender, sides: Sides) -> ModelConfig:
         embedding_dim=shape.embedding_dim,
         min_count=shape.min_count,
         experts=shape.experts,
+        gates=shape.gates,
         towers=shape.towers,
     )

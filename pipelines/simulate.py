@@ -18,7 +18,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pa_parquet
 
 from pipelines import marketplace_export as export
-from pipelines.config import DERIVED_COLUMNS, Recommender, Source
+from pipelines.config import DERIVED_COLUMNS, Recommender, Source, feature_columns
 from pipelines.marketplace import open_market
 from recsys_moe.errors import UserError
 
@@ -117,15 +117,7 @@ def _check_columns(config: Recommender) -> None:
     doubled = sorted({name for name in made if made.count(name) > 1})
     if doubled:
         raise UserError(f"columns: {doubled} would stand twice in the simulated files; call one of them something else")
-    missing = sorted(_read_columns(config) - {*made, *DERIVED_COLUMNS})
+    read = {*feature_columns(config), *config.columns.unique}
+    missing = sorted(read - {*made, *DERIVED_COLUMNS})
     if missing:
         raise UserError(f"features: {missing} are not simulated; there is {sorted(made)}")
-
-
-def _read_columns(config: Recommender) -> set[str]:
-    """The raw columns that the YAML asks for."""
-    features, segments = config.features, config.segments
-    columns = {*features.categorical, *features.multivalued, *config.columns.unique}
-    columns |= set(segments.columns) if segments else set()
-    columns |= {feature.days_since or feature.name for feature in features.numeric}
-    return columns | {column for key in (features.history.keys if features.history else ()) for column in key}

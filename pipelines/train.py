@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _LOG_EVERY = 10
 """Steps that make one point of the training curve, their mean."""
-_RECIPE = 1
+_RECIPE = 2
 """Raised when the same config and data would give another model: finished runs of before are then not taken."""
 
 
@@ -95,7 +95,7 @@ def _train_anew(
         folder = scratch / "checkpoint"
         checkpoint.save(folder, encoder, fitted.model)
         ranker = checkpoint.load(folder)
-        example = next(split.rows(tables, "train")).slice(0, 5).select([f.name for f in shape.features])
+        example = next(split.rows(tables, "train")).slice(0, 5).select(shape.columns)
         answers = ranker.predict(example)
         return registry.register(run, folder, example, {task.name: answers[:, t] for t, task in enumerate(shape.tasks)})
 
@@ -135,8 +135,9 @@ def _fit(
     curve: list[dict[str, float]],
 ) -> Fitted:
     """Fit, with progress for a person and metrics for the run; the points of the training curve go to `curve`."""
-    steps = -(-rows.num_rows // training.batch_size) * training.epochs
-    with Progress(f"{phase}: {rows.num_rows} rows, {training.epochs} epochs", steps, "steps") as progress:
+    steps = -(-rows.num_rows // training.batch_size)
+    title = f"{phase}: {rows.num_rows} rows, {training.epochs} epochs"
+    with Progress(title, steps * training.epochs, "steps") as progress:
         since: list[dict[str, float]] = []
 
         def on_step(record: dict[str, float]) -> None:
@@ -149,14 +150,23 @@ def _fit(
                 run.metrics({f"{phase}/{name}": value for name, value in point.items()}, int(record["step"]))
 
         def on_epoch(record: dict[str, float]) -> None:
-            losses = {f"{phase}/epoch/{name}": value for name, value in record.items() if "loss" in name}
-            run.metrics(losses, int(record["epoch"]))
+            numbers = {f"{phase}/epoch/{name}": v for name, v in record.items() if name not in ("epoch", "step")}
+            run.metrics(numbers, int(record["epoch"]))
 
         def batches(epoch: int) -> Iterator[Any]:
             return encoder.batches(rows, training.batch_size, shuffle=(training.seed, epoch))
 
         validation = (lambda: encoder.batches(held_out, training.batch_size)) if held_out is not None else None
-        return fit(shape, training, encoder, batches, validation=validation, on_step=on_step, on_epoch=on_epoch)
+        return fit(
+            shape,
+            training,
+            encoder,
+            batches,
+            steps_per_epoch=steps,
+            validation=validation,
+            on_step=on_step,
+            on_epoch=on_epoch,
+        )
 
 
 def _batches(days: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -205,7 +215,7 @@ def _params(config: Recommender) -> dict[str, object]:
     for where, part in chosen.items():
         values |= _flat(where, part.model_dump(mode="json"))
     if config.segments is not None:
-        values |= {"segments.by": "_x_".join(config.segments.columns), "segments.min_rows": config.segments.min_rows}
+        values |= {"segments.by": config.segments.title, "segments.min_rows": config.segments.min_rows}
     return values
 
 

@@ -56,8 +56,10 @@ class Batch:
 class Hiding:
     """Hides ids and segments from a share of rows, so that index 0 learns to stand for what was never seen.
 
-    Hiding a segment hides all that would give it away: its source columns, and every feature that is made of them
-    (`from_keys`). A hidden index becomes 0, a hidden number becomes its mean, 0 after scaling.
+    Hiding a segment hides all that would give it away: its source columns, and every feature that is made of them or
+    of what they are made of (`from_keys`). A segment by behaviour is made of the user: it takes the user's id and all
+    history of the user with it, so that the row looks as a new user's would. A hidden index becomes 0, a hidden number
+    becomes its mean, 0 after scaling.
     """
 
     ids: float
@@ -69,6 +71,7 @@ class Hiding:
     def of(cls, config: ModelConfig, ids: float, segments: float) -> Self:
         """What to hide for `config`, of shares `ids` (of indices) and `segments` (of rows)."""
         columns = set(config.segments.columns) if config.segments else set()
+        columns |= {key for f in config.features if f.name in columns for key in f.from_keys}
         tells = {f.name: bool(columns & {f.name, *f.from_keys}) for f in config.features}
         return cls(
             ids=ids,

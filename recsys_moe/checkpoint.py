@@ -22,7 +22,7 @@ from recsys_moe.encoding import Encoder, RawTable
 from recsys_moe.errors import UserError
 from recsys_moe.model import RankingModel
 
-FORMAT = {"format": "recsys_moe checkpoint", "version": 1}
+FORMAT = {"format": "recsys_moe checkpoint", "version": 2}
 PREDICT_ROWS = 8192
 
 

@@ -64,20 +64,52 @@ class CrossSegments(Frozen):
     parent: str
 
 
+class BehaviouralSegments(Frozen):
+    """`k` groups of users who behave alike, found by k-means over their history before the event.
+
+    `counts` and `rates` are history features of the user alone: how often, and how often with success. A row whose
+    counts are all 0 has no history, and no group.
+    """
+
+    counts: Annotated[tuple[str, ...], Field(min_length=1)]
+    rates: tuple[str, ...] = ()
+    k: Annotated[int, Field(ge=2)]
+    seed: NonNegativeInt = 0
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns, counts first."""
+        return (*self.counts, *self.rates)
+
+
 class Segments(Frozen):
     """How rows are cut into segments. Those under `min_rows` in the training window fall to their parent or to 0."""
 
-    by: ColumnSegments | BucketSegments | CrossSegments
+    by: ColumnSegments | BucketSegments | CrossSegments | BehaviouralSegments
     min_rows: PositiveInt = 1000
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The raw columns that decide a row's segment."""
-        return self.by.columns if isinstance(self.by, CrossSegments) else (self.by.column,)
+        if isinstance(self.by, ColumnSegments | BucketSegments):
+            return (self.by.column,)
+        return self.by.columns
+
+    @property
+    def title(self) -> str:
+        """What it is cut by, in a few words."""
+        if isinstance(self.by, BehaviouralSegments):
+            return f"behavioural k={self.by.k}"
+        return " x ".join(self.columns)
 
 
 class Experts(Frozen):
-    """Sizes of the four groups of experts (DESIGN section 7): one mechanism, and presets are values of it."""
+    """Sizes of the four groups of experts (DESIGN section 7), and how the routed ones are computed.
+
+    `shared` experts run every row for every task, `per_task` ones for one task's gate, the `per_segment` one is the
+    row's segment's (a low-rank change of shared expert 0), and of the `routed` ones a gate chooses `top_k`.
+    `dispatch: sparse` runs the chosen ones alone, `dense` all of them, `auto` times both where training starts.
+    """
 
     shared: NonNegativeInt = 1
     per_task: NonNegativeInt = 0
@@ -86,6 +118,31 @@ class Experts(Frozen):
     top_k: PositiveInt = 2
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 32)
     segment_rank: PositiveInt = 8
+    dispatch: Literal["auto", "dense", "sparse"] = "auto"
+
+
+class Gating(Frozen):
+    """How experts are chosen, weighted and kept busy.
+
+    `routing: task` gives each task a gate of its own, `example` one gate to all. Weights are the `score` of the
+    experts that a row runs, brought to a sum of 1 (`renormalise: false` leaves out what went to those not chosen, as
+    Switch does: with top_k 1 the gate would learn nothing otherwise).
+
+    Routed experts are kept busy by a bias on the choice, moved by `balance_rate` times the error of the load: of the
+    pairs that some task chose (`union`), or of each `task`. `auxiliary_loss` is the weight of Switch's loss, `z_loss`
+    that of the logits' size, `dropout` the share of a row's experts that are left out, `dense_warm_up` the share of
+    steps, at the beginning, in which all routed experts run.
+    """
+
+    routing: Literal["task", "example"] = "task"
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    renormalise: bool = True
+    balance: Literal["union", "task"] = "union"
+    balance_rate: NonNegativeFloat = 0.05
+    auxiliary_loss: NonNegativeFloat = 0.0
+    z_loss: NonNegativeFloat = 1e-4
+    dropout: Share = 0.0
+    dense_warm_up: Share = 0.0
 
 
 class ModelConfig(Frozen):
@@ -97,23 +154,29 @@ class ModelConfig(Frozen):
     embedding_dim: PositiveInt = 16
     min_count: PositiveInt = 1
     experts: Experts = Experts()
+    gates: Gating = Gating()
     towers: tuple[PositiveInt, ...] = (32,)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The raw columns that the model reads: its features, and what decides a row's segment."""
+        segments = self.segments.columns if self.segments else ()
+        return tuple(dict.fromkeys([*(feature.name for feature in self.features), *segments]))
 
 
 class TrainingConfig(Frozen):
-    """How a model is fitted. Shares are of rows; learning rates are per step."""
+    """How a model is fitted. Shares are of rows, `learning_rate_decay` of steps: the last ones, in which rates fall."""
 
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 4096
     learning_rate: PositiveFloat = 2e-3
     embedding_learning_rate: PositiveFloat = 0.05
+    learning_rate_decay: Share = 0.5
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 5.0
     hide_ids: Share = 0.02
     hide_segments: Share = 0.05
     segment_decay: Share = 1e-3
-    balance_rate: NonNegativeFloat = 0.05
-    z_loss: NonNegativeFloat = 1e-4
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None

@@ -1,18 +1,22 @@
 """The expert bank: four groups of experts behind one interface.
 
-The bank is told the weight of every expert for every row and task, and returns the weighted sums. How the products
-are computed is its own affair: here all experts for all rows, in batched products.
+The bank is told which experts a row runs for each task and with what weight, and returns the weighted sums. How the
+products are computed is its own affair: of the routed experts either all run for all rows (dense), or each for the
+rows that chose it (sparse).
 """
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recsys_moe.config import ModelConfig
+from recsys_moe.dispatch import MULTIPLE, Plan, grouped_layer, grouped_product, mix
 from recsys_moe.errors import UserError
 
 
@@ -46,19 +50,24 @@ class ExpertLayout:
         return cls(sizes.shared, sizes.per_task, sizes.routed, per_segment, len(config.tasks))
 
     @property
+    def num_always(self) -> int:
+        """Experts that run every row: shared and per task."""
+        return self.shared + self.num_tasks * self.per_task
+
+    @property
     def num_plain(self) -> int:
         """Experts with full weights of their own: all but the segment's."""
-        return self.shared + self.num_tasks * self.per_task + self.routed
+        return self.num_always + self.routed
 
     @property
     def total(self) -> int:
-        """E, the width of gates and weights."""
+        """E, the width of gates."""
         return self.num_plain + self.per_segment
 
     @property
     def routed_slice(self) -> slice:
         """The routed group within E."""
-        return slice(self.num_plain - self.routed, self.num_plain)
+        return slice(self.num_always, self.num_plain)
 
     def names(self, tasks: tuple[str, ...]) -> tuple[str, ...]:
         """A name for each of the E experts."""
@@ -69,82 +78,182 @@ class ExpertLayout:
             *("segment" for _ in range(self.per_segment)),
         )
 
-    def always_visible(self) -> Tensor:
-        """[T, E] bool: experts that a task's gate sees in every row. The routed ones are not among them."""
-        visible = torch.zeros(self.num_tasks, self.total, dtype=torch.bool)
-        visible[:, : self.shared] = True
-        visible[:, self.num_plain :] = True
-        for task in range(self.num_tasks):
-            start = self.shared + task * self.per_task
-            visible[task, start : start + self.per_task] = True
-        return visible
+    def always_run(self) -> Tensor:
+        """[T, A] experts that a task's rows all run: the shared ones, then its own."""
+        shared = torch.arange(self.shared).expand(self.num_tasks, -1)
+        own = self.shared + torch.arange(self.num_tasks * self.per_task).view(self.num_tasks, self.per_task)
+        return torch.cat([shared, own], 1)
 
 
 class ExpertBank(nn.Module):
-    """Experts as perceptrons with stacked weights [E, D, H], and low-rank segment differences beside shared expert 0.
+    """Experts of all groups: [B, D] inputs to [B, T, O] weighted sums of what each task's experts say."""
 
-    Segment s runs `W_0 + V_s·U_s` on each layer. V starts random and U at zero (with both at zero neither would ever
-    move); segment 0, the unknown one, has no difference: it is shared expert 0.
-    """
-
-    def __init__(self, layout: ExpertLayout, widths: tuple[int, ...], num_segments: int, rank: int) -> None:
+    def __init__(self, config: ModelConfig, input_dim: int, num_segments: int) -> None:
         super().__init__()
-        self.layout = layout
-        sizes = list(pairwise(widths))
-        self.weights = nn.ParameterList(_he_uniform(layout.num_plain, d, h) for d, h in sizes)
-        self.biases = nn.ParameterList(torch.zeros(layout.num_plain, 1, h) for _, h in sizes)
-        changed, known = (sizes if layout.per_segment else []), num_segments - 1
-        self.segment_down = nn.ParameterList(torch.randn(known, d, rank) * d**-0.5 for d, _ in changed)
-        self.segment_up = nn.ParameterList(torch.zeros(known, rank, h) for _, h in changed)
+        sizes = config.experts
+        self.layout = layout = ExpertLayout.of(config, num_segments)
+        self.output_dim = sizes.hidden[-1]
+        widths = (input_dim, *sizes.hidden)
+        self.always = Perceptrons(layout.num_always, widths)
+        self.routed = Perceptrons(layout.routed, widths)
+        self.segments = SegmentChanges(num_segments, widths, sizes.segment_rank) if layout.per_segment else None
+        self.dispatch: str = sizes.dispatch
 
-    def forward(self, x: Tensor, segment: Tensor, weights: Tensor) -> Tensor:
+    def forward(self, x: Tensor, segment: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
         """Weighted sums of the experts' outputs.
 
         Args:
-            x: [B, D] inputs. segment: [B]. weights: [B, T, E], zero where an expert is not chosen.
+            x: [B, D] inputs. segment: [B].
+            weights: [B, T, K] of shared experts, the task's own, the chosen ones and the segment's, in this order.
+            chosen: [B, T, k] the choice among the routed experts.
 
         Returns: [B, T, O].
         """
-        plain = self.layout.num_plain
-        mixed = torch.einsum("bte,ebo->bto", weights[..., :plain], self._plain(x))
-        if self.layout.per_segment:
-            mixed = mixed + weights[..., plain:] * self.segment_expert(x, segment).unsqueeze(1)
-        return mixed
+        layout, x = self.layout, padded(x)
+        sizes = [layout.shared, layout.per_task, chosen.shape[-1], layout.per_segment]
+        shared, own, routed, of_segment = torch.split(weights, sizes, -1)
+        parts = [self._always(x, shared, own)] if layout.num_always else []
+        if layout.routed:
+            parts.append(self._routed(x, routed, chosen))
+        if self.segments is not None:
+            parts.append(of_segment * self.segments(x, segment, self.always).unsqueeze(1))
+        mixed = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)
+        return mixed[..., : self.output_dim]
 
-    def _plain(self, x: Tensor) -> Tensor:
-        """[E, B, O], every expert for every row. The first layer is one wide product, as all read the same x."""
-        experts, inputs, width = self.weights[0].shape
-        wide = x @ self.weights[0].transpose(0, 1).reshape(inputs, experts * width)
-        hidden: Tensor = (wide.view(len(x), experts, width).transpose(0, 1) + self.biases[0]).relu()
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
-            hidden = torch.baddbmm(bias, hidden, weight).relu()
-        return hidden
+    def _always(self, x: Tensor, shared: Tensor, own: Tensor) -> Tensor:
+        outputs = self.always(x)
+        mixed = torch.einsum("bte,ebo->bto", shared, outputs[: self.layout.shared])
+        if not self.layout.per_task:
+            return mixed
+        by_task = outputs[self.layout.shared :].unflatten(0, (self.layout.num_tasks, self.layout.per_task))
+        return mixed + torch.einsum("bte,tebo->bto", own, by_task)
 
-    def segment_expert(self, x: Tensor, segment: Tensor) -> Tensor:
-        """[B, O], each row through its own segment's expert.
-
-        Rows are sorted by segment, so that each segment is two small products; one product per row is ten times
-        slower on a CPU.
-        """
-        order = segment.argsort(stable=True)
-        counts = segment.bincount(minlength=len(self.segment_up[0]) + 1).tolist()
-        hidden = x[order]
-        layers = zip(self.weights, self.biases, self.segment_down, self.segment_up, strict=True)
-        for weight, bias, down, up in layers:
-            unknown, *known = torch.split(hidden, counts)
-            changes = [rows @ v @ u for rows, v, u in zip(known, down.unbind(), up.unbind(), strict=True)]
-            change = torch.cat([unknown.new_zeros(len(unknown), up.shape[-1]), *changes])
-            hidden = (torch.addmm(bias[0], hidden, weight[0]) + change).relu()
-        return hidden[order.argsort()]
+    def _routed(self, x: Tensor, weights: Tensor, chosen: Tensor) -> Tensor:
+        if self.dispatch == "dense" or chosen.shape[-1] == self.layout.routed:
+            over_all = weights.new_zeros(*weights.shape[:2], self.layout.routed).scatter(-1, chosen, weights)
+            return torch.einsum("bte,ebo->bto", over_all, self.routed(x))
+        plan = Plan.of(chosen, self.layout.routed)
+        return mix(self.routed.chosen(x, plan), weights, plan)
 
     @torch.no_grad()
     def decay_segments(self, share: float) -> None:
         """Shrink every segment's difference by `share`, whether it was in the batch or not."""
-        for up in self.segment_up:
+        for up in self.segments.up if self.segments is not None else ():
             up.mul_(1.0 - share)
+
+    def settle_dispatch(self, rows: int, top_k: int) -> str:
+        """Where `dispatch` is `auto`, time a step of the routed experts both ways on this device and keep the quicker.
+
+        Args:
+            rows: B of a training step.
+
+        Returns: `dense` or `sparse`.
+        """
+        if self.dispatch == "auto":
+            self.dispatch = "sparse"
+            if 0 < top_k < self.layout.routed:
+                self.dispatch = min(("sparse", "dense"), key=lambda way: self._seconds(way, rows, top_k))
+        return self.dispatch
+
+    def _seconds(self, way: str, rows: int, top_k: int, repeats: int = 3) -> float:
+        """The quickest of some forward and backward passes over random choices."""
+        weight = self.routed.weights[0]
+        draw = torch.Generator().manual_seed(0)
+        scores = torch.rand(rows, self.layout.num_tasks, self.layout.routed, generator=draw).to(weight.device)
+        chosen = scores.topk(top_k).indices
+        weights = torch.full(chosen.shape, 1.0 / top_k, device=weight.device, dtype=weight.dtype)
+        x = torch.rand(rows, weight.shape[1], generator=draw).to(weight)
+        before, self.dispatch = self.dispatch, way
+        times = []
+        for _ in range(1 + repeats):
+            _wait_for(weight.device)
+            start = time.perf_counter()
+            mixed = self._routed(x, weights, chosen)
+            torch.autograd.grad(mixed.sum(), tuple(self.routed.parameters()))
+            _wait_for(weight.device)
+            times.append(time.perf_counter() - start)
+        self.dispatch = before
+        return min(times[1:])
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Perceptrons(nn.Module):
+    """E perceptrons with stacked weights [E, D, H], a ReLU after each layer.
+
+    Widths are stored padded to what grouped products need. The padding is zero, gets no gradient, and stays zero.
+    """
+
+    def __init__(self, count: int, widths: tuple[int, ...]) -> None:
+        super().__init__()
+        sizes = list(pairwise(widths)) if count else []
+        self.weights = nn.ParameterList(_he_uniform(count, d, h) for d, h in sizes)
+        self.biases = nn.ParameterList(torch.zeros(count, 1, up_to_multiple(h)) for _, h in sizes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[E, B, O], every expert for every row. The first layer is one wide product, as all read the same x."""
+        experts, _, width = self.weights[0].shape
+        first = self.weights[0].squeeze(0) if experts == 1 else self.weights[0].transpose(0, 1).flatten(1)
+        wide = (x @ first).view(len(x), experts, width)
+        hidden: Tensor = (wide.transpose(0, 1) + self.biases[0]).relu()
+        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+            hidden = torch.baddbmm(bias, hidden, weight).relu()
+        return hidden
+
+    def chosen(self, x: Tensor, plan: Plan) -> Tensor:
+        """[N, O], every expert for the rows that chose it."""
+        hidden = x.index_select(0, plan.row)
+        for weight, bias in zip(self.weights, self.biases, strict=True):
+            hidden = grouped_layer(hidden, weight, bias, plan)
+        return hidden
+
+
+class SegmentChanges(nn.Module):
+    """A segment's expert: shared expert 0, changed on each layer by a product of low rank.
+
+    Segment s runs `W_0 + V_s·U_s`. V starts random and U at zero (with both at zero neither would ever move). Segment
+    0, the unknown one, has no change: it is shared expert 0, and its rows of V and U are never used.
+    """
+
+    def __init__(self, num_segments: int, widths: tuple[int, ...], rank: int) -> None:
+        super().__init__()
+        rank, sizes = up_to_multiple(rank), [(d, up_to_multiple(d), up_to_multiple(h)) for d, h in pairwise(widths)]
+        self.down = nn.ParameterList(torch.randn(num_segments, wide, rank) * d**-0.5 for d, wide, _ in sizes)
+        self.up = nn.ParameterList(torch.zeros(num_segments, rank, h) for _, _, h in sizes)
+
+    def forward(self, x: Tensor, segment: Tensor, shared: Perceptrons) -> Tensor:
+        """[B, O], each row of x [B, D] through its own segment's expert.
+
+        Rows are sorted by segment, so that all segments are two small grouped products; one product per row is ten
+        times slower on a CPU.
+        """
+        order = segment.argsort(stable=True)
+        ends = segment.bincount(minlength=len(self.up[0])).cumsum(0).to(torch.int32)
+        hidden, known = x[order], (segment[order] > 0).unsqueeze(1)
+        layers = zip(shared.weights, shared.biases, self.down, self.up, strict=True)
+        for weight, bias, down, up in layers:
+            inner = grouped_product(hidden, down, ends) * known
+            hidden = (torch.addmm(bias[0], hidden, weight[0]) + grouped_product(inner, up, ends)).relu()
+        return hidden[order.argsort()]
+
+
+def up_to_multiple(width: int) -> int:
+    """The width with its padding."""
+    return -(-width // MULTIPLE) * MULTIPLE
+
+
+def padded(x: Tensor) -> Tensor:
+    """x [B, D] with columns of zeros up to the padded width."""
+    missing = up_to_multiple(x.shape[1]) - x.shape[1]
+    return functional.pad(x, (0, missing)) if missing else x
 
 
 def _he_uniform(count: int, inputs: int, outputs: int) -> Tensor:
-    """[count, inputs, outputs] for layers that a ReLU follows (He et al. 2015)."""
+    """[count, inputs, outputs], padded, for layers that a ReLU follows (He et al. 2015)."""
     bound = (6.0 / inputs) ** 0.5
-    return torch.empty(count, inputs, outputs).uniform_(-bound, bound)
+    weight = torch.zeros(count, up_to_multiple(inputs), up_to_multiple(outputs))
+    weight[:, :inputs, :outputs].uniform_(-bound, bound)
+    return weight

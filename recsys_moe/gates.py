@@ -9,88 +9,162 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn import functional
 
+from recsys_moe.config import Gating
 from recsys_moe.experts import ExpertLayout
 
 SEGMENT_DIM = 8
+FEW = 4
+"""Up to so many choices, one maximum after the other is quicker than a sort."""
 
 
 @dataclass(frozen=True)
 class Routing:
-    """What the gates decided.
+    """What the gates decided: a row has K slots for each task, the experts that it runs.
 
     Attributes:
-        weights: [B, T, E], rows sum to 1 over E, zero where an expert was not chosen or is not visible.
-        chosen: [B, T, R] bool, over the R routed experts, `top_k` each.
-        z_loss: scalar, mean of squared log-partition functions (Zoph et al. 2022), keeps logits small.
+        experts: [B, T, K] which expert, 0 to E - 1: shared, the task's own, the chosen, the segment's.
+        weights: [B, T, K] how much of it; without renormalising they may sum to less than 1.
+        chosen: [B, T, k] the choice among the R routed experts, 0 to R - 1.
+        penalty: scalar, z-loss (Zoph et al. 2022) and auxiliary loss with their weights; 0 outside of training.
     """
 
+    experts: Tensor
     weights: Tensor
     chosen: Tensor
-    z_loss: Tensor
+    penalty: Tensor
+
+    def over_experts(self, total: int) -> Tensor:
+        """Weights [B, T, E] over all experts, zero where one does not run."""
+        dense = self.weights.new_zeros(*self.weights.shape[:2], total)
+        return dense.scatter(-1, self.experts, self.weights)
 
 
 class Gates(nn.Module):
-    """Gates of all tasks, linear in [x; segment embedding], in fp32.
+    """Gates of all tasks, linear in [x; segment embedding], in fp32 or better.
 
-    Routed experts are selected by probability + bias and weighted by the logits alone. The bias is moved by `balance`
-    and never by a gradient (after DeepSeek-V3 2024). The unknown segment's embedding stays zero, and the others decay
+    Routed experts are selected by score + bias and weighted by the logits alone. The bias is moved by `balance` and
+    never by a gradient (after DeepSeek-V3 2024). The unknown segment's embedding stays zero, and the others decay
     towards it, so that a segment that says nothing new ends where the unknown one is.
     """
 
-    def __init__(self, layout: ExpertLayout, input_dim: int, num_segments: int, top_k: int) -> None:
+    def __init__(self, layout: ExpertLayout, input_dim: int, num_segments: int, top_k: int, gating: Gating) -> None:
         super().__init__()
-        self.layout, self.top_k = layout, top_k
-        outputs = layout.num_tasks * layout.total
+        self.layout, self.top_k, self.gating = layout, min(top_k, layout.routed), gating
+        self.num_gates = layout.num_tasks if gating.routing == "task" else 1
+        self.all_chosen = False
+        """In training, every routed expert runs: the dense warm-up."""
+        outputs = self.num_gates * layout.total
         self.weight = nn.Parameter(torch.randn(input_dim, outputs) * 0.5 * input_dim**-0.5)
         self.segment_weight = nn.Parameter(torch.randn(SEGMENT_DIM, outputs) * SEGMENT_DIM**-0.5)
         self.segment_embedding = nn.Parameter(torch.zeros(num_segments, SEGMENT_DIM))
         self.offset = nn.Parameter(torch.zeros(outputs))
         self.bias: Tensor
-        self.register_buffer("bias", torch.zeros(layout.routed))
-        self.visible: Tensor
-        self.register_buffer("visible", layout.always_visible(), persistent=False)
+        biases = self.num_gates if gating.balance == "task" else 1
+        self.register_buffer("bias", torch.zeros(biases, layout.routed))
+        self.always: Tensor
+        self.register_buffer("always", layout.always_run(), persistent=False)
 
     def forward(self, x: Tensor, segment: Tensor) -> Routing:
         """Route rows: x [B, D], segment [B]."""
         logits = self.logits(x, segment)
-        chosen = self._choose(logits[..., self.layout.routed_slice])
-        allowed = self.visible.expand_as(logits).clone()
-        allowed[..., self.layout.routed_slice] = chosen
-        weights = torch.softmax(logits.masked_fill(~allowed, -torch.inf), dim=-1)
-        own = self.visible.clone()
-        own[:, self.layout.routed_slice] = True
-        z_loss = logits.masked_fill(~own, -torch.inf).logsumexp(-1).square().mean()
-        return Routing(weights, chosen, z_loss)
+        chosen = self._choose(logits[..., self.layout.routed_slice]).expand(-1, self.layout.num_tasks, -1)
+        logits = logits.expand(-1, self.layout.num_tasks, -1)
+        experts = self._slots(chosen)
+        weights = self._weights(logits, experts)
+        return Routing(experts, weights, chosen, self._penalty(logits, chosen))
 
     def logits(self, x: Tensor, segment: Tensor) -> Tensor:
-        """[B, T, E] in fp32, before anything is masked."""
+        """[B, gates, E], before anything is chosen; one gate stands for all tasks with `routing: example`."""
         known = functional.embedding(segment, self.segment_embedding, padding_idx=0)
-        flat = torch.addmm(self.offset, x.float(), self.weight) + known @ self.segment_weight
-        return flat.view(len(x), self.layout.num_tasks, self.layout.total)
+        flat = torch.addmm(self.offset, x.to(self.weight.dtype), self.weight) + known @ self.segment_weight
+        return flat.view(len(x), self.num_gates, self.layout.total)
 
     @torch.no_grad()
     def _choose(self, routed: Tensor) -> Tensor:
-        chosen = torch.zeros_like(routed, dtype=torch.bool)
-        if self.layout.routed:
-            best = (routed.softmax(-1) + self.bias).topk(self.top_k, dim=-1).indices
-            chosen.scatter_(-1, best, True)
-        return chosen
+        """[B, gates, k] numbers of the best routed experts of logits [B, gates, R]."""
+        if (self.all_chosen and self.training) or self.top_k == self.layout.routed:
+            return torch.arange(self.layout.routed, device=routed.device).expand_as(routed)
+        score = (routed.softmax(-1) if self.gating.score == "softmax" else routed.sigmoid()) + self.bias
+        if self.top_k > FEW:
+            return score.topk(self.top_k, dim=-1).indices
+        best = []
+        for _ in range(self.top_k):
+            best.append(score.max(-1, keepdim=True).indices)
+            score.scatter_(-1, best[-1], -torch.inf)
+        return torch.cat(best, -1)
+
+    def _slots(self, chosen: Tensor) -> Tensor:
+        """[B, T, K] experts that a row runs for each task."""
+        layout, rows = self.layout, len(chosen)
+        segments = torch.arange(layout.num_plain, layout.total, device=chosen.device)
+        parts = [self.always.expand(rows, -1, -1), chosen + layout.routed_slice.start]
+        return torch.cat([*parts, segments.expand(rows, layout.num_tasks, -1)], -1)
+
+    def _weights(self, logits: Tensor, experts: Tensor) -> Tensor:
+        own = logits.gather(-1, experts)
+        if self.training and self.gating.dropout:
+            own = _drop(own, self.gating.dropout)
+        if self.gating.score == "sigmoid":
+            weights = own.sigmoid()
+            return weights / weights.sum(-1, keepdim=True) if self.gating.renormalise else weights
+        if self.gating.renormalise:
+            return own.softmax(-1)
+        return (own - self._visible(logits).logsumexp(-1, keepdim=True)).exp()
+
+    def _visible(self, logits: Tensor) -> Tensor:
+        """Logits [B, T, E] with those of other tasks' experts at minus infinity."""
+        if not self.layout.per_task:
+            return logits
+        hidden = torch.ones(logits.shape[1:], dtype=torch.bool, device=logits.device)
+        hidden = hidden.scatter(-1, self.always, False)
+        hidden[:, self.layout.routed_slice.start :] = False
+        return logits.masked_fill(hidden, -torch.inf)
+
+    def _penalty(self, logits: Tensor, chosen: Tensor) -> Tensor:
+        penalty = logits.new_zeros(())
+        if self.training and self.gating.z_loss:
+            penalty = penalty + self.gating.z_loss * self._visible(logits).logsumexp(-1).square().mean()
+        if self.training and self.gating.auxiliary_loss and self.layout.routed:
+            routed = logits[..., self.layout.routed_slice]
+            penalty = penalty + self.gating.auxiliary_loss * auxiliary_loss(routed, chosen)
+        return penalty
 
     @torch.no_grad()
-    def balance(self, chosen: Tensor, rate: float) -> None:
-        """Move the selection bias in proportion to the error of the union load of a training step.
+    def balance(self, chosen: Tensor) -> None:
+        """Move the selection bias in proportion to the error of the load of a training step's choices [B, T, k].
 
-        The load of an expert is the share of (row, expert) pairs that it runs, a pair counting once however many
-        tasks chose it; the error is the fair share 1 / R less the load. Processes add up their loads.
+        The load of an expert is its share of the pairs: of (row, expert), a pair counting once however many tasks
+        chose it, or of a task's choices. The error is the fair share 1 / R less the load. Processes add up.
         """
-        if not self.layout.routed:
+        if not self.gating.balance_rate or chosen.shape[-1] == self.layout.routed:
             return
-        load = chosen.any(1).sum(0).float()
+        by_gate = chosen[:, : len(self.bias)] if self.gating.balance == "task" else chosen.flatten(1).unsqueeze(1)
+        pairs = torch.zeros(*by_gate.shape[:2], self.layout.routed, dtype=torch.bool, device=chosen.device)
+        load = pairs.scatter_(-1, by_gate, True).sum(0).float()
         if dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(load)
-        self.bias += rate * (1.0 / self.layout.routed - load / load.sum())
+        error = 1.0 / self.layout.routed - load / load.sum(-1, keepdim=True)
+        self.bias += self.gating.balance_rate * error
 
     @torch.no_grad()
     def decay_segments(self, share: float) -> None:
         """Shrink every segment's part of the logits by `share`, whether it was in the batch or not."""
         self.segment_embedding.mul_(1.0 - share)
+
+
+def auxiliary_loss(logits: Tensor, chosen: Tensor) -> Tensor:
+    """Balance loss of Fedus, Zoph & Shazeer (2021), mean over tasks: 1 where load or probabilities are even.
+
+    Args:
+        logits: [B, T, R]. chosen: [B, T, k].
+    """
+    experts = logits.shape[-1]
+    picked = torch.zeros_like(logits).scatter(-1, chosen, 1.0 / chosen.shape[-1])
+    return experts * (picked.mean(0) * logits.softmax(-1).mean(0)).sum(-1).mean()
+
+
+def _drop(logits: Tensor, share: float) -> Tensor:
+    """Leave out a share of the slots [B, T, K]; a row that would lose all of them keeps all."""
+    out = torch.rand(logits.shape, device=logits.device) < share
+    out &= ~out.all(-1, keepdim=True)
+    return logits.masked_fill(out, -torch.inf)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from recsys_moe.batch import Batch
 from recsys_moe.config import ModelConfig, Task
 from recsys_moe.errors import UserError
-from recsys_moe.experts import ExpertBank, ExpertLayout
+from recsys_moe.experts import ExpertBank
 from recsys_moe.gates import Gates, Routing
 
 
@@ -33,9 +33,8 @@ class RankingModel(nn.Module):
         self.config, self.embeddings = config, embeddings
         sizes = config.experts
         self.input_dim = input_dim = len(vocab_sizes) * config.embedding_dim + num_dense
-        layout = ExpertLayout.of(config, num_segments)
-        self.experts = ExpertBank(layout, (input_dim, *sizes.hidden), num_segments, sizes.segment_rank)
-        self.gates = Gates(layout, input_dim, num_segments, sizes.top_k)
+        self.experts = ExpertBank(config, input_dim, num_segments)
+        self.gates = Gates(self.experts.layout, input_dim, num_segments, sizes.top_k, config.gates)
         self.towers = Towers(len(config.tasks), (sizes.hidden[-1], *config.towers, 1))
         self.ancestry: Tensor
         self.register_buffer("ancestry", ancestry(config.tasks), persistent=False)
@@ -47,7 +46,7 @@ class RankingModel(nn.Module):
     def forward_inputs(self, x: Tensor, segment: Tensor) -> tuple[Tensor, Routing]:
         """Logits [B, T] and the routing behind them, for x [B, D] and segment [B]."""
         routing = self.gates(x, segment)
-        return self.towers(self.experts(x, segment, routing.weights)), routing
+        return self.towers(self.experts(x, segment, routing.weights, routing.chosen)), routing
 
     def forward(self, batch: Batch) -> tuple[Tensor, Routing]:
         """Logits [B, T] (a task with `given` has its conditional one) and the routing behind them."""

@@ -23,6 +23,9 @@ from recsys_moe.encoding import Encoder
 from recsys_moe.errors import UserError
 from recsys_moe.losses import loss_sums
 from recsys_moe.model import RankingModel
+from recsys_moe.routing import RoutingTally
+
+log = logging.getLogger(__name__)
 
 WARM_UP_STEPS = 10
 """Steps over which learning rates rise to their full value."""
@@ -37,7 +40,8 @@ class Fitted:
     Attributes:
         model: plain weights on the CPU, in evaluation mode; the same in every process.
         history: one record per epoch: `epoch`, `step`, `loss`, `loss/<task>` and, where there is a validation set,
-            `validation/loss` and `validation/loss/<task>`, all in nats per row.
+            `validation/loss` and `validation/loss/<task>`, all in nats per row, and the numbers of
+            `RoutingReport.summary` on it as `validation/experts/…`.
     """
 
     model: RankingModel
@@ -56,6 +60,7 @@ def fit(
     encoder: Encoder,
     batches: Callable[[int], Iterator[Batch]],
     *,
+    steps_per_epoch: int,
     validation: Callable[[], Iterator[Batch]] | None = None,
     on_step: Report | None = None,
     on_epoch: Report | None = None,
@@ -64,7 +69,8 @@ def fit(
 
     Under torchrun (RANK and WORLD_SIZE in the environment) all processes call this with as many batches each. The
     same seed and input give the same weights, to the bit in one process. `on_step` gets `step`, `epoch`, `loss`,
-    `loss/<task>`, `grad_norm` and `rows`; `on_epoch` the records of `Fitted.history`.
+    `loss/<task>`, `grad_norm` and `rows`; `on_epoch` the records of `Fitted.history`. `steps_per_epoch` is what
+    `learning_rate_decay` and `gates.dense_warm_up` are shares of, times the epochs.
 
     Raises:
         UserError: a loss is not finite (before it reaches the weights); there are no batches.
@@ -75,7 +81,7 @@ def fit(
     with _process_group(device):
         torch.manual_seed(training.seed)
         with _quiet():
-            trainer = _Trainer(config, training, encoder, device)
+            trainer = _Trainer(config, training, encoder, device, training.epochs * steps_per_epoch)
         history = []
         for epoch in range(training.epochs):
             record = trainer.epoch(epoch, batches(epoch), on_step)
@@ -125,6 +131,16 @@ def _quiet() -> Iterator[None]:
         yield
 
 
+def rate_share(step: int, steps: int, decay: float) -> float:
+    """The share of the full learning rate at a step: a short rise, then all, then a line to 0 over the last `decay`.
+
+    `steps` are all there will be; steps beyond them, of a run that was told too few, keep the last one's rate.
+    """
+    rise = min(1.0, (step + 1) / WARM_UP_STEPS)
+    fall = min(1.0, max(steps - step, 1) / (decay * steps)) if decay else 1.0
+    return min(rise, fall)
+
+
 @dataclass
 class _Means:
     """Running means of the tasks' losses over an epoch."""
@@ -149,8 +165,11 @@ class _Means:
 class _Trainer:
     """The sharded model, its two optimizers and where training stands."""
 
-    def __init__(self, config: ModelConfig, training: TrainingConfig, encoder: Encoder, device: torch.device) -> None:
+    def __init__(
+        self, config: ModelConfig, training: TrainingConfig, encoder: Encoder, device: torch.device, steps: int
+    ) -> None:
         self.config, self.training, self.encoder, self.device = config, training, encoder, device
+        self.steps = steps
         self.hiding = Hiding.of(config, training.hide_ids, training.hide_segments)
         self.task_weights = torch.tensor([task.weight for task in config.tasks], device=device)
         self.step = 0
@@ -162,6 +181,9 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.dense, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
+        rows = -(-training.batch_size // dist.get_world_size())
+        dispatch = self.model.experts.settle_dispatch(rows, self.model.gates.top_k)
+        log.info("routed experts are computed in the %s way", dispatch)
 
     def epoch(self, epoch: int, batches: Iterator[Batch], on_step: Report | None) -> dict[str, float]:
         """Train on the epoch's batches."""
@@ -177,13 +199,16 @@ class _Trainer:
 
     @torch.no_grad()
     def evaluate(self, batches: Iterator[Batch]) -> dict[str, float]:
-        """Mean losses on batches, nothing hidden and nothing learned."""
+        """Mean losses and the use of experts on batches, nothing hidden and nothing learned."""
         self.sharded.eval()
-        means = self._means()
+        means, tally = self._means(), RoutingTally(self.model)
         for batch in batches:
             batch = batch.to(self.device)
-            means.add(*self._global(*self._loss_sums(self.sharded(batch)[0], batch)))
-        return means.record()
+            logits, routing = self.sharded(batch)
+            means.add(*self._global(*self._loss_sums(logits, batch)))
+            tally.add(routing, batch.segment)
+        tally.add_up_processes()
+        return means.record() | {f"experts/{name}": value for name, value in tally.report().summary().items()}
 
     def plain_model(self) -> RankingModel:
         """The weights in the serving body, on the CPU."""
@@ -204,6 +229,7 @@ class _Trainer:
     def _train(self, batch: Batch, epoch: int, means: _Means) -> dict[str, float]:
         training, rank = self.training, dist.get_rank()
         self._set_learning_rates()
+        self.model.gates.all_chosen = self.step < round(self.config.gates.dense_warm_up * self.steps)
         batch = self.hiding(batch, training.seed, epoch, self.step, rank).to(self.device)
         logits, routing = self.sharded(batch)
         sums, counts = self._loss_sums(logits, batch)
@@ -215,11 +241,11 @@ class _Trainer:
         means.add(all_sums, all_counts)
         # Gradients are averaged over processes, hence world size times this process's part of the global mean.
         per_task = sums / all_counts.clamp(min=1e-12) * dist.get_world_size()
-        (per_task @ self.task_weights + training.z_loss * routing.z_loss).backward()
+        (per_task @ self.task_weights + routing.penalty).backward()
         grad_norm = nn.utils.clip_grad_norm_(self.dense, training.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.model.gates.balance(routing.chosen, training.balance_rate)
+        self.model.gates.balance(routing.chosen)
         for part in (self.model.gates, self.model.experts):
             part.decay_segments(training.segment_decay)
         self.step += 1
@@ -234,7 +260,7 @@ class _Trainer:
             )
 
     def _set_learning_rates(self) -> None:
-        share = min(1.0, (self.step + 1) / WARM_UP_STEPS)
+        share = rate_share(self.step, self.steps, self.training.learning_rate_decay)
         self.optimizer.param_groups[0]["lr"] = share * self.training.learning_rate
         for group in self.fused.param_groups:
             group["lr"] = share * self.training.embedding_learning_rate

@@ -13,7 +13,7 @@ from pipelines.config.data import (
     history_feature,
 )
 from pipelines.config.reading import json_schema, load
-from pipelines.config.recommender import RESERVED_COLUMNS, Recommender, feature_columns
+from pipelines.config.recommender import RESERVED_COLUMNS, Recommender, feature_columns, segment_columns
 from pipelines.config.steps import (
     Candidates,
     ColumnSplit,
@@ -53,4 +53,5 @@ __all__ = [
     "history_feature",
     "json_schema",
     "load",
+    "segment_columns",
 ]

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, PositiveInt, Tag, field_validator, model_validator
 
 from recsys_moe.config import (
+    BehaviouralSegments,
     BucketSegments,
     ColumnSegments,
     CrossSegments,
@@ -147,11 +149,21 @@ class NumericFeature(Frozen):
     days_since: Column | None = None
 
 
+def _each_once(windows: tuple[int, ...]) -> tuple[int, ...]:
+    if len(set(windows)) < len(windows):
+        raise ValueError(f"two windows are the same in {list(windows)}")
+    return windows
+
+
+Windows = Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(_each_once)]
+"""Lengths of windows in days."""
+
+
 class History(Frozen):
     """Counts and smoothed rates per key (a column, or a pair) over windows of days strictly before the event."""
 
     keys: Annotated[tuple[tuple[Column, ...], ...], Field(min_length=1)]
-    days: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (7,)
+    days: Windows = (7,)
     smoothing: Annotated[float, Field(gt=0)] = 20.0
 
     @field_validator("keys", mode="before", json_schema_input_type=list[Column | list[Column]])
@@ -167,13 +179,6 @@ class History(Frozen):
                 raise ValueError(f"{list(key)} is no key; a key is a column or a pair of two")
         if len({frozenset(key) for key in value}) < len(value):
             raise ValueError(f"two keys are the same in {[list(key) for key in value]}")
-        return value
-
-    @field_validator("days")
-    @classmethod
-    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"two windows are the same in {list(value)}")
         return value
 
 
@@ -225,8 +230,40 @@ class CrossForm(Frozen):
         return value
 
 
+class Behavioural(Frozen):
+    """How many groups, and the windows of `features.history` that they are made by: all where None."""
+
+    k: Annotated[int, Field(ge=2)]
+    days: Windows | None = None
+
+    def resolved(self, history: History | None, user: str, tasks: Iterable[str]) -> BehaviouralSegments:
+        """The history features that these groups are made of.
+
+        Raises:
+            ValueError: there is no history of the user alone, or not of these windows.
+        """
+        if history is None or (user,) not in history.keys:
+            raise ValueError(f"by.behavioural groups users by their history: add {user!r} to features.history.keys")
+        windows = self.days or history.days
+        unknown = sorted(set(windows) - set(history.days))
+        if unknown:
+            raise ValueError(f"by.behavioural.days: {unknown} are not in features.history.days {list(history.days)}")
+        measures = [f"{task}_rate" for task in tasks]
+        return BehaviouralSegments(
+            counts=tuple(history_feature((user,), days, "rows") for days in windows),
+            rates=tuple(history_feature((user,), days, rate) for days in windows for rate in measures),
+            k=self.k,
+        )
+
+
+class BehaviouralForm(Frozen):
+    """`by: {behavioural: {k: …, days: […]}}`."""
+
+    behavioural: Behavioural
+
+
 def _segment_form(by: str | dict[str, Any]) -> str:
-    """Which of the three it is, so that a mistake inside is told of that one alone."""
+    """Which of the four it is, so that a mistake inside is told of that one alone."""
     return next(iter(by)) if isinstance(by, dict) else "column"
 
 
@@ -234,24 +271,34 @@ class WrittenSegments(Frozen):
     """Segments as a person writes them; `recsys_moe.config.Segments` is what they become."""
 
     by: Annotated[
-        Annotated[Column, Tag("column")] | Annotated[BucketForm, Tag("bucket")] | Annotated[CrossForm, Tag("cross")],
+        Annotated[Column, Tag("column")]
+        | Annotated[BucketForm, Tag("bucket")]
+        | Annotated[CrossForm, Tag("cross")]
+        | Annotated[BehaviouralForm, Tag("behavioural")],
         Discriminator(_segment_form),
     ]
     min_rows: PositiveInt = 1000
 
-    @field_validator("by", mode="before", json_schema_input_type=Column | BucketForm | CrossForm)
+    @field_validator("by", mode="before", json_schema_input_type=Column | BucketForm | CrossForm | BehaviouralForm)
     @classmethod
-    def _one_of_three(cls, value: Any) -> Any:
-        if not isinstance(value, str) and not (isinstance(value, dict) and list(value) in (["bucket"], ["cross"])):
-            raise ValueError(f"should be a column, {{bucket: …}} or {{cross: …}}, not {value!r}")
+    def _one_of_four(cls, value: Any) -> Any:
+        forms = (["bucket"], ["cross"], ["behavioural"])
+        if not isinstance(value, str) and not (isinstance(value, dict) and list(value) in forms):
+            raise ValueError(f"should be a column, {{bucket: …}}, {{cross: …}} or {{behavioural: …}}, not {value!r}")
         return value
 
-    def resolved(self) -> Segments:
-        """The same, without the short forms."""
+    def resolved(self, history: History | None, user: str, tasks: Iterable[str]) -> Segments:
+        """The same, without the short forms; `history`, `user` and `tasks` are the recommender's.
+
+        Raises:
+            ValueError: the segments are by behaviour, and there is no history of the user for them.
+        """
         match self.by:
             case BucketForm(bucket=bucket):
                 return Segments(by=bucket, min_rows=self.min_rows)
             case CrossForm(cross=cross):
                 return Segments(by=cross, min_rows=self.min_rows)
+            case BehaviouralForm(behavioural=behavioural):
+                return Segments(by=behavioural.resolved(history, user, tasks), min_rows=self.min_rows)
             case column:
                 return Segments(by=ColumnSegments(column=column), min_rows=self.min_rows)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Annotated, Any, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from pipelines.config.data import Columns, Features, Name, Sources, TaskSource, WrittenSegments, history_feature
 from pipelines.config.steps import Evaluation, ModelShape, Schedule, Scoring, Simulation
-from recsys_moe.config import Frozen, Segments, TrainingConfig
+from recsys_moe.config import BehaviouralSegments, Frozen, Segments, TrainingConfig
 
 RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight")
 """Columns that the tables add; a source may not bring its own. (The timestamp itself may be called event_time.)"""
@@ -34,9 +34,15 @@ class Recommender(Frozen):
 
     @field_validator("segments", mode="before", json_schema_input_type=WrittenSegments | None)
     @classmethod
-    def _short_forms(cls, value: Any) -> Any:
-        """`by: tab`, `by: {bucket: …}` and `by: {cross: …}` are what a person writes."""
-        return WrittenSegments.model_validate(value).resolved() if isinstance(value, dict) else value
+    def _short_forms(cls, value: Any, info: ValidationInfo) -> Any:
+        """`by: tab`, `by: {bucket: …}`, `by: {cross: …}` and `by: {behavioural: …}` are what a person writes."""
+        if not isinstance(value, dict):
+            return value
+        written, known = WrittenSegments.model_validate(value), info.data
+        if not {"columns", "tasks", "features"} <= set(known):
+            return None  # What they hold was refused, and is told first.
+        tasks = [task.name for task in known["tasks"]]
+        return written.resolved(known["features"].history, known["columns"].user, tasks)
 
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
@@ -132,6 +138,14 @@ def _check_names(config: Recommender) -> None:
         raise ValueError(f"features.numeric: {overwritten} is a column already; call the days since it something else")
 
 
+def segment_columns(config: Recommender) -> tuple[str, ...]:
+    """The raw columns that a segment is made of: for one by behaviour, which is made of history, the user's id."""
+    if config.segments is None:
+        return ()
+    by_history = isinstance(config.segments.by, BehaviouralSegments)
+    return (config.columns.user,) if by_history else config.segments.columns
+
+
 def feature_columns(config: Recommender) -> list[str]:
     """Every raw column that a feature, a history key or a segment is made of, each once."""
     features = config.features
@@ -141,7 +155,7 @@ def feature_columns(config: Recommender) -> list[str]:
         *features.multivalued,
         *(feature.days_since or feature.name for feature in features.numeric),
         *(column for key in keys for column in key),
-        *(config.segments.columns if config.segments else ()),
+        *segment_columns(config),
     ]
     return list(dict.fromkeys(columns))
 

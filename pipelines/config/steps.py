@@ -9,19 +9,28 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from pipelines.config.data import Column, Name
-from recsys_moe.config import Experts, Frozen, Share
+from recsys_moe.config import Experts, Frozen, Gating, Share
+from recsys_moe.presets import PRESETS, with_preset
 
 
 class ModelShape(Frozen):
-    """The sizes of the network; see `recsys_moe.config.ModelConfig`.
+    """The network: sizes, and how its experts are chosen; see `recsys_moe.config.ModelConfig`.
 
-    Of `experts`, `per_segment` is not used where there is no `segments:` block, and `top_k` where `routed` is 0.
+    `preset` names a known architecture, whose values stand wherever nothing else is written. Of `experts`,
+    `per_segment` is not used where there is no `segments:` block, and `top_k` where `routed` is 0.
     """
 
+    preset: Annotated[str, Field(json_schema_extra={"enum": sorted(PRESETS)})] | None = None
     embedding_dim: PositiveInt = 16
     min_count: PositiveInt = 1
     experts: Experts = Experts()
+    gates: Gating = Gating()
     towers: tuple[PositiveInt, ...] = (32,)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_the_presets_values(cls, value: Any) -> Any:
+        return with_preset(value) if isinstance(value, dict) else value
 
     @field_validator("experts")
     @classmethod

@@ -6,7 +6,7 @@ is cheap to keep as Arrow IPC and to memory-map; `to_batch` turns it into tensor
 
 from recsys_moe.encoding.columns import RawTable, canonical
 from recsys_moe.encoding.encoder import Encoder
-from recsys_moe.encoding.fitting import Scaler
+from recsys_moe.encoding.moments import Scaler
 from recsys_moe.encoding.segments import UNKNOWN
 
 __all__ = ["UNKNOWN", "Encoder", "RawTable", "Scaler", "canonical"]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 
 from recsys_moe.batch import Batch
-from recsys_moe.config import Feature, ModelConfig, Side
+from recsys_moe.config import BehaviouralSegments, Feature, ModelConfig, Side
+from recsys_moe.encoding.behaviour import Behaviour
 from recsys_moe.encoding.columns import (
     BLOCK_ROWS,
     RawTable,
@@ -28,12 +29,12 @@ from recsys_moe.encoding.columns import (
     transformed,
     whole_array,
 )
-from recsys_moe.encoding.fitting import Fitting, Scaler, numeric_features, sparse_features
+from recsys_moe.encoding.fitting import Fitting, numeric_features, sparse_features
+from recsys_moe.encoding.moments import Scaler
 from recsys_moe.encoding.segments import UNKNOWN, segment_keys
 from recsys_moe.errors import UserError
 
 ALL_SIDES: tuple[Side, ...] = ("user", "item", "context")
-MAX_DEVIATIONS = 10.0
 
 
 class Encoder:
@@ -46,16 +47,21 @@ class Encoder:
         scalers: dict[str, Scaler],
         segment_names: Sequence[str] = (UNKNOWN,),
         label_means: dict[str, float] | None = None,
+        behaviour: Behaviour | None = None,
     ) -> None:
         self.config = config
         self.vocabularies = vocabularies
         self.scalers = scalers
         self.segment_names = tuple(segment_names)
         self.label_means = label_means or {}
+        self.behaviour = behaviour
 
     @classmethod
     def fit(cls, config: ModelConfig, batches: Iterable[pa.RecordBatch]) -> Self:
         """Fit on raw rows in one pass; memory follows the number of distinct values, not of rows.
+
+        Segments by behaviour are fitted on a sample of `behaviour.SAMPLE_ROWS` rows, and whether one has `min_rows`
+        is told from its share of that; with fewer rows than that, all of them are the sample.
 
         Raises:
             UserError: a raw column is missing or cannot be read as its kind; there are no rows.
@@ -156,11 +162,13 @@ class Encoder:
     def save(self, folder: Path) -> None:
         """Write config.json, encoder.json and vocabularies.parquet into an existing folder."""
         (folder / "config.json").write_text(self.config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        fitted = {
+        fitted: dict[str, Any] = {
             "scalers": {name: asdict(scaler) for name, scaler in self.scalers.items()},
             "segment_names": self.segment_names,
             "label_means": self.label_means,
         }
+        if self.behaviour is not None:
+            fitted["behaviour"] = self.behaviour.as_json()
         (folder / "encoder.json").write_text(json.dumps(fitted, indent=2) + "\n", encoding="utf-8")
         sizes = [len(values) for values in self.vocabularies.values()]
         names = pa.array(np.repeat(np.array(list(self.vocabularies), dtype=object), sizes), pa.string())
@@ -183,7 +191,9 @@ class Encoder:
             for f in sparse_features(config)
         }
         scalers = {name: Scaler(**values) for name, values in fitted["scalers"].items()}
-        return cls(config, vocabularies, scalers, fitted["segment_names"], fitted["label_means"])
+        by = config.segments.by if config.segments else None
+        behaviour = Behaviour.from_json(by, fitted["behaviour"]) if isinstance(by, BehaviouralSegments) else None
+        return cls(config, vocabularies, scalers, fitted["segment_names"], fitted["label_means"], behaviour)
 
     def _encode_block(self, block: pa.RecordBatch, sides: Sequence[Side]) -> pa.RecordBatch:
         indices = [self._indices(block, f, f.side in sides) for f in sparse_features(self.config)]
@@ -220,9 +230,7 @@ class Encoder:
         dense = np.zeros((block.num_rows, len(features)), np.float32)
         for column, feature in enumerate(features):
             if feature.side in sides:
-                scaler = self.scalers[feature.name]
-                scaled = (transformed(block, feature) - scaler.mean) / scaler.std
-                dense[:, column] = np.clip(np.nan_to_num(scaled, nan=0.0), -MAX_DEVIATIONS, MAX_DEVIATIONS)
+                dense[:, column] = self.scalers[feature.name].scaled(transformed(block, feature))
         if not features:
             return pa.array([[]] * block.num_rows, pa.list_(pa.float32(), 0))
         return pa.FixedSizeListArray.from_arrays(pa.array(dense.reshape(-1)), len(features))
@@ -230,7 +238,7 @@ class Encoder:
     def _segment_index(self, block: pa.RecordBatch) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         if self.config.segments is None:
             return np.zeros(block.num_rows, np.int32), np.zeros(block.num_rows, np.bool_)
-        own, parent = segment_keys(self.config.segments, block)
+        own, parent = segment_keys(self.config.segments, block, self.behaviour)
         names = pa.array(self.segment_names[1:], pa.string())
         direct, fallen = (look_up(keys, names).to_numpy() for keys in (own, parent))
         return np.where(direct > 0, direct, fallen).astype(np.int32), direct > 0

@@ -1,27 +1,18 @@
-"""What one pass over the training window gathers: counts of values, moments of numbers."""
+"""What one pass over the training window gathers: counts of values, moments of numbers, a sample of behaviour."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
-from recsys_moe.config import Feature, ModelConfig
+from recsys_moe.config import BehaviouralSegments, Feature, ModelConfig, Segments
+from recsys_moe.encoding.behaviour import Behaviour, BehaviourSample
 from recsys_moe.encoding.columns import canonical, flat_list, optional_numbers, raw_column, transformed, whole_array
+from recsys_moe.encoding.moments import Moments, Scaler
 from recsys_moe.encoding.segments import UNKNOWN, segment_keys
 
 COMPACT_ROWS = 1 << 20
-
-
-@dataclass(frozen=True)
-class Scaler:
-    """Mean and standard deviation of a numeric feature, after its transform."""
-
-    mean: float = 0.0
-    std: float = 1.0
 
 
 def sparse_features(config: ModelConfig) -> list[Feature]:
@@ -59,24 +50,28 @@ class Counts:
         return grouped.rename_columns(["value", "count"])
 
 
-class Moments:
-    """Mean and variance over many batches (Chan, Golub & LeVeque 1979), missing values left out."""
+class SegmentCounts:
+    """Which segments have rows enough: their keys counted, or, for behaviour, its groups fitted on a sample."""
 
-    def __init__(self) -> None:
-        self.count, self.mean, self._squares = 0, 0.0, 0.0
+    def __init__(self, segments: Segments) -> None:
+        self._config, self._counts = segments, Counts()
+        self._sample = BehaviourSample(segments.by) if isinstance(segments.by, BehaviouralSegments) else None
 
-    def add(self, values: NDArray[np.float64]) -> None:
-        values = values[~np.isnan(values)]
-        if not len(values):
+    def add(self, batch: pa.RecordBatch) -> None:
+        if self._sample is not None:
+            self._sample.add(batch)
             return
-        total, shift = self.count + len(values), float(values.mean()) - self.mean
-        self._squares += float(((values - values.mean()) ** 2).sum()) + shift**2 * self.count * len(values) / total
-        self.mean += shift * len(values) / total
-        self.count = total
+        for keys in segment_keys(self._config, batch):
+            self._counts.add(keys)
 
-    def scaler(self) -> Scaler:
-        std = float(np.sqrt(self._squares / self.count)) if self.count else 0.0
-        return Scaler(self.mean, std if std > 1e-12 else 1.0)
+    def result(self) -> tuple[list[str], Behaviour | None]:
+        """Names of the segments with at least `min_rows` rows, the largest first, and the groups of behaviour."""
+        minimum = self._config.min_rows
+        if self._sample is None:
+            names = self._counts.frequent(minimum).to_pylist()
+            return [name for name in names if name != UNKNOWN], None
+        behaviour, rows = self._sample.fitted()
+        return [name for name, count in zip(behaviour.names, rows, strict=True) if count >= minimum], behaviour
 
 
 class Fitting:
@@ -87,7 +82,7 @@ class Fitting:
         self._values = {f.name: Counts() for f in sparse_features(config)}
         self._moments = {f.name: Moments() for f in numeric_features(config)}
         self._labels = {task.name: Moments() for task in config.tasks}
-        self._segments = Counts()
+        self._segments = SegmentCounts(config.segments) if config.segments else None
 
     def add(self, batch: pa.RecordBatch) -> None:
         self.rows += batch.num_rows
@@ -97,9 +92,8 @@ class Fitting:
             self._values[feature.name].add(canonical(values))
         for feature in numeric_features(self.config):
             self._moments[feature.name].add(transformed(batch, feature))
-        if self.config.segments is not None:
-            for keys in segment_keys(self.config.segments, batch):
-                self._segments.add(keys)
+        if self._segments is not None:
+            self._segments.add(batch)
         self._add_labels(batch)
 
     def _add_labels(self, batch: pa.RecordBatch) -> None:
@@ -109,10 +103,9 @@ class Fitting:
             defined = slice(None) if task.given is None else numbers[task.given] == 1.0
             self._labels[task.name].add(numbers[task.name][defined])
 
-    def result(self) -> tuple[dict[str, pa.Array], dict[str, Scaler], list[str], dict[str, float]]:
+    def result(self) -> tuple[dict[str, pa.Array], dict[str, Scaler], list[str], dict[str, float], Behaviour | None]:
         vocabularies = {name: counts.frequent(self.config.min_count) for name, counts in self._values.items()}
         scalers = {name: moments.scaler() for name, moments in self._moments.items()}
-        minimum = self.config.segments.min_rows if self.config.segments else 1
-        segments = [name for name in self._segments.frequent(minimum).to_pylist() if name != UNKNOWN]
+        segments, behaviour = self._segments.result() if self._segments else ([], None)
         means = {name: moments.mean for name, moments in self._labels.items() if moments.count}
-        return vocabularies, scalers, [UNKNOWN, *segments], means
+        return vocabularies, scalers, [UNKNOWN, *segments], means, behaviour

@@ -1,4 +1,4 @@
-"""Which segment a row is in: by a column, by ranges of a number, or by a combination of columns."""
+"""Which segment a row is in: by a column, by ranges of a number, by several columns, or by the user's behaviour."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from recsys_moe.config import BucketSegments, ColumnSegments, CrossSegments, Segments
+from recsys_moe.config import BehaviouralSegments, BucketSegments, ColumnSegments, CrossSegments, Segments
+from recsys_moe.encoding.behaviour import Behaviour
 from recsys_moe.encoding.columns import as_numbers, canonical, raw_column
 from recsys_moe.errors import UserError
 
@@ -17,9 +18,17 @@ UNKNOWN = "unknown"
 """Name of segment 0, and source of a row that is in it. A raw value of this name means the same."""
 
 
-def segment_keys(segments: Segments, block: pa.RecordBatch) -> tuple[pa.Array, pa.Array]:
-    """A row's own segment name and that of its parent, null where there is none."""
+def segment_keys(
+    segments: Segments, block: pa.RecordBatch, behaviour: Behaviour | None = None
+) -> tuple[pa.Array, pa.Array]:
+    """A row's own segment name and that of its parent, null where there is none.
+
+    Segments by behaviour need the fitted groups, `behaviour`; the others can be read off the row.
+    """
     by, nothing = segments.by, pa.nulls(block.num_rows, pa.string())
+    if isinstance(by, BehaviouralSegments):
+        assert behaviour is not None
+        return behaviour.keys(block), nothing
     if isinstance(by, ColumnSegments):
         return canonical(raw_column(block, by.column)), nothing
     if isinstance(by, BucketSegments):

@@ -4,6 +4,7 @@ import pyarrow as pa
 import torch
 
 from recsys_moe.batch import Hiding
+from recsys_moe.config import BehaviouralSegments, Feature, ModelConfig, Segments, Task
 from recsys_moe.encoding import Encoder
 from tests.recsys_moe.conftest import model_config
 
@@ -30,6 +31,32 @@ def test_hiding_a_segment_hides_all_that_would_tell_it(encoder: Encoder, rows: p
     assert not rate[gone].any()
     assert torch.equal(price, batch.dense[:, 0])
     assert torch.equal(hidden.lengths, batch.lengths)
+
+
+def test_hiding_behaviour_hides_the_user_and_all_of_their_history() -> None:
+    """Also other windows than those of the segment, and the history of the user with something else."""
+    made_of = {
+        "user_id": ("user_id",),
+        "country": ("country",),
+        "tab": ("tab",),
+        "user_id_7d_rows": ("user_id",),
+        "user_id_7d_click_rate": ("user_id",),
+        "user_id_1d_rows": ("user_id",),
+        "user_id_x_tab_7d_rows": ("user_id", "tab"),
+        "country_7d_rows": ("country",),
+        "tab_7d_rows": ("tab",),
+    }
+    features = [
+        Feature(
+            name=name, kind="numeric" if "7d" in name or "1d" in name else "categorical", side="user", from_keys=keys
+        )
+        for name, keys in made_of.items()
+    ]
+    by = BehaviouralSegments(counts=("user_id_7d_rows",), rates=("user_id_7d_click_rate",), k=2)
+    config = ModelConfig(features=features, tasks=(Task(name="click"),), segments=Segments(by=by))
+    hiding = Hiding.of(config, 0.0, 0.5)
+    assert hiding.sparse_tells == (True, False, False)
+    assert hiding.dense_tells == (True, True, True, True, False, False)
 
 
 def test_hiding_ids_hides_their_share_in_every_feature(encoder: Encoder, rows: pa.Table) -> None:

@@ -21,7 +21,7 @@ from recsys_moe.config import TrainingConfig
 from recsys_moe.encoding import Encoder
 from recsys_moe.errors import UserError
 from recsys_moe.routing import routing_report
-from recsys_moe.training import Fitted, fit
+from recsys_moe.training import Fitted, fit, rate_share
 from tests.recsys_moe.conftest import model_config, raw_rows
 
 TRAINING = TrainingConfig(batch_size=256, learning_rate=5e-3, embedding_learning_rate=0.2, device="cpu", threads=1)
@@ -38,7 +38,8 @@ def epochs(encoder: Encoder, rows: pa.Table, training: TrainingConfig) -> Callab
 
 
 def fit_on(encoder: Encoder, rows: pa.Table, training: TrainingConfig, **more: object) -> Fitted:
-    return fit(encoder.config, training, encoder, epochs(encoder, rows, training), **more)
+    steps = -(-rows.num_rows // training.batch_size)
+    return fit(encoder.config, training, encoder, epochs(encoder, rows, training), steps_per_epoch=steps, **more)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,16 @@ def test_history_tells_the_epochs(fitted: Fitted) -> None:
     assert losses[-1] < losses[0]
     assert fitted.best_epoch == 1 + int(np.argmin(losses))
     losses_of = ["loss", "loss/click", "loss/buy"]
-    assert set(fitted.history[0]) == {"epoch", "step", *losses_of, *(f"validation/{name}" for name in losses_of)}
+    of_experts = {name for name in fitted.history[0] if name.startswith("validation/experts/")}
+    expected = {"epoch", "step", *losses_of, *(f"validation/{name}" for name in losses_of)}
+    assert set(fitted.history[0]) - of_experts == expected
+
+
+def test_history_tells_how_experts_are_used(encoder: Encoder, fitted: Fitted) -> None:
+    held_out = encoder.encode(raw_rows(2_000, seed=1))
+    last = {name.removeprefix("validation/experts/"): value for name, value in fitted.history[-1].items()}
+    summary = routing_report(fitted.model, encoder.batches(held_out, 512)).summary()
+    assert {name: last[name] for name in summary} == pytest.approx(summary, rel=1e-3)
 
 
 def test_no_process_group_is_left(fitted: Fitted) -> None:
@@ -114,13 +124,23 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(encoder: 
             yield replace(batch, dense=batch.dense * float("nan")) if position == 2 else batch
 
     with pytest.raises(UserError, match="not finite at step 2"):
-        fit(encoder.config, TRAINING, encoder, poisoned)
+        fit(encoder.config, TRAINING, encoder, poisoned, steps_per_epoch=4)
     assert not dist.is_initialized()
 
 
 def test_nothing_to_train_on_is_said(encoder: Encoder) -> None:
     with pytest.raises(UserError, match="nothing to train on"):
-        fit(encoder.config, TRAINING, encoder, lambda epoch: iter(()))
+        fit(encoder.config, TRAINING, encoder, lambda epoch: iter(()), steps_per_epoch=0)
+
+
+def test_rates_rise_stay_and_fall() -> None:
+    shares = [rate_share(step, 100, 0.5) for step in range(100)]
+    assert shares[0] == pytest.approx(0.1)
+    assert shares[10:50] == [1.0] * 40
+    assert shares[75] == pytest.approx(0.5)
+    assert shares[99] == pytest.approx(0.02)
+    assert rate_share(120, 100, 0.5) == shares[99]  # told too few steps
+    assert rate_share(99, 100, 0.0) == 1.0
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -141,7 +161,8 @@ from tests.recsys_moe.test_training import TRAINING
 rank, rows = int(os.environ["RANK"]), raw_rows(3000)
 encoder = Encoder.fit(model_config(), rows.to_batches())
 encoded = encoder.encode(rows)
-done = fit(encoder.config, TRAINING, encoder, lambda e: encoder.batches(encoded, 256, (0, e), rank, 2))
+mine = lambda e: encoder.batches(encoded, 256, (0, e), rank, 2)
+done = fit(encoder.config, TRAINING, encoder, mine, steps_per_epoch=12)
 checkpoint.save(Path(sys.argv[1]) / str(rank), encoder, done.model)
 print(done.history[0]["loss"])
 """
