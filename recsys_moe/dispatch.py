@@ -53,7 +53,7 @@ def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     if _has_native(rows, weights):
         return functional.grouped_mm(rows, weights, offs=ends)
     counts = _counts(ends)
-    products = [part @ weight for part, weight in zip(rows.split(counts), weights.unbind(), strict=True)]
+    products = [part @ weight for part, weight in zip(torch.split(rows, counts), weights.unbind(), strict=True)]
     return torch.cat([rows.new_zeros(0, weights.shape[-1]), *products])
 
 
@@ -62,7 +62,7 @@ def grouped_outer(rows: Tensor, grads: Tensor, ends: Tensor) -> Tensor:
     if _has_native(rows, grads):
         return functional.grouped_mm(rows.t(), grads, offs=ends)
     counts = _counts(ends)
-    return torch.stack([a.t() @ b for a, b in zip(rows.split(counts), grads.split(counts), strict=True)])
+    return torch.stack([a.t() @ b for a, b in zip(torch.split(rows, counts), torch.split(grads, counts), strict=True)])
 
 
 def _has_native(left: Tensor, right: Tensor) -> bool:
