@@ -117,6 +117,39 @@ def score(
 
 
 @app.command()
+def explain(
+    config: Config,
+    user: Annotated[str, typer.Option("--user", help="The user's id.")],
+    item: Annotated[str | None, typer.Option("--item", help="An item's id; the user's top list if left out.")] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="YYYY-MM-DD", help="The day; the newest prepared if left out.")
+    ] = None,
+    model_version: Annotated[int | None, typer.Option(help="A version's number; the champion if left out.")] = None,
+    context: Annotated[
+        str | None, typer.Option("--context", help="One of scoring.contexts; the first if left out.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Show which experts speak for a user and an item, with what weight, and which features moved the gates."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.explain import explain as step
+
+        return step(_load(config), user, item, _day(as_of) if as_of else None, model_version, context)
+
+    def in_words() -> None:
+        from pipelines.explain_text import as_text
+
+        print(as_text(work()), flush=True)
+
+    if as_json:
+        _call(debug, work)
+    else:
+        _guard(debug, in_words)
+
+
+@app.command()
 def run(
     config: Config,
     start: Annotated[

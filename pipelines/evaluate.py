@@ -12,17 +12,17 @@ import numpy as np
 from pipelines import figures
 from pipelines.config import Recommender
 from pipelines.errors import NotDueError
+from pipelines.expert_health import ExpertHealth
 from pipelines.held_out import HeldOut, Scores, flat
 from pipelines.registry import Registry, Run, Version
 from pipelines.split import Split
 from pipelines.tables import Tables
 from recsys_moe import checkpoint
 from recsys_moe.checkpoint import Ranker
-from recsys_moe.routing import RoutingReport, routing_report
+from recsys_moe.routing import RoutingReport
 
 log = logging.getLogger(__name__)
 
-_BATCH_ROWS = 8192
 _COMPARED = ("auc", "gauc", "log_loss")
 """What the run keeps of the champion and the baselines; the rest is in evaluation.json."""
 
@@ -46,11 +46,11 @@ def evaluate(config: Recommender, as_of: date) -> dict[str, Any]:
     if truth is not None:
         models["best attainable"] = truth
     measured = {name: held_out.measure(said) for name, said in models.items()}
-    report = routing_report(ranker.model, ranker.encoder.batches(ranker.encoder.encode(held_out.table), _BATCH_ROWS))
+    health = ExpertHealth.of(ranker, held_out.table)
     run = registry.open_run(version.run_id)
-    _log(run, held_out, ranker, models, measured, report)
+    _log(run, held_out, ranker, models, measured, health)
     log.info("evaluated version %d: %s", version.number, _in_words(measured))
-    return _result(version, champion, measured, report, as_of)
+    return _result(version, champion, measured, health.routing, as_of)
 
 
 def trained_version(registry: Registry, as_of: date) -> Version:
@@ -83,7 +83,7 @@ def _log(
     ranker: Ranker,
     models: dict[str, Scores],
     measured: dict[str, dict[str, dict[str, float]]],
-    report: RoutingReport,
+    health: ExpertHealth,
 ) -> None:
     names, _ = ranker.encoder.segment_of(held_out.table)
     segments = names.to_numpy(zero_copy_only=False)
@@ -98,37 +98,27 @@ def _log(
             numbers |= {f"test/{task}/{metric}/{_plain(segment)}": value for metric, value in values.items()}
     for given in (task.name for task in held_out.config.tasks if task.given is not None):
         numbers[f"test/{given}/conditional_auc"] = held_out.conditional_auc(given, models["model"])
-    numbers |= {"experts/load_entropy": report.entropy, "experts/dead": float(len(report.dead))}
-    numbers |= {f"experts/load/{number}": share for number, share in enumerate(report.union_load.tolist())}
-    run.metrics(numbers)
+    run.metrics(numbers | health.numbers())
     run.table({"overall": measured, "by_segment": by_segment["model"]}, "evaluation.json")
-    _draw(run, held_out, ranker, models, by_segment, report)
+    run.table(health.tables(), "experts.json")
+    _draw(run, held_out, models, by_segment)
+    for name, picture in health.pictures().items():
+        run.picture(picture, f"pictures/{name}.png")
 
 
 def _draw(
     run: Run,
     held_out: HeldOut,
-    ranker: Ranker,
     models: dict[str, Scores],
     by_segment: dict[str, dict[str, dict[str, dict[str, float]]]],
-    report: RoutingReport,
 ) -> None:
     binary = [task.name for task in held_out.config.tasks if task.kind == "binary"]
-    tasks = [task.name for task in held_out.config.tasks]
     for task in binary:
         of_task = {name: found[task] for name, found in by_segment.items() if task in found}
         run.picture(figures.auc_by_segment(task, of_task), f"pictures/auc_by_segment_{task}.png")
     if binary:
         said = {task: models["model"][task] for task in binary}
         run.picture(figures.calibration(held_out.labels, said), "pictures/calibration.png")
-    if report.load.shape[1]:
-        run.picture(figures.expert_load(tasks, report.load.numpy()), "pictures/expert_load.png")
-    seen = report.rows.numpy() > 0
-    segments = [name for name, has_rows in zip(ranker.encoder.segment_names, seen, strict=True) if has_rows]
-    for number, task in enumerate(tasks):
-        weights = report.weight_by_segment[:, number].numpy()[seen]
-        picture = figures.gate_weights(task, segments, report.expert_names, weights)
-        run.picture(picture, f"pictures/gate_weights_{task}.png")
 
 
 def _plain(segment: str) -> str:

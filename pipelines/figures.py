@@ -85,7 +85,7 @@ def calibration(labels: Mapping[str, NDArray[Any]], scores: Mapping[str, NDArray
 
 def gate_weights(task: str, segments: Sequence[str], experts: Sequence[str], weights: NDArray[Any]) -> Figure:
     """Mean gate weight of every expert in every segment, for a task: a heat map [segments, experts]."""
-    figure = _figure(2.5 + 0.45 * len(experts), 1.8 + 0.3 * len(segments))
+    figure = _figure(3.2 + 0.45 * len(experts), 1.8 + 0.3 * len(segments))
     axes = figure.subplots()
     image = axes.imshow(weights, cmap="cividis", vmin=0.0, vmax=max(0.5, float(np.nanmax(weights))), aspect="auto")
     axes.set_xticks(np.arange(len(experts)), experts, rotation=60, ha="right", fontsize=8)
@@ -108,3 +108,72 @@ def expert_load(tasks: Sequence[str], load: NDArray[Any]) -> Figure:
     axes.legend(fontsize=8)
     _tidy(axes)
     return figure
+
+
+def load_by_segment(tasks: Sequence[str], segments: Sequence[str], load: NDArray[Any], a_row: int = 3) -> Figure:
+    """Share of each segment's choices that each routed expert got: a heat map a task, of load [S, T, R]."""
+    experts, columns = load.shape[2], min(len(tasks), a_row)
+    rows = -(-len(tasks) // columns)
+    width, every = min(0.27 * experts + 0.5, 14), -(-experts // 32)
+    figure = _figure(2.6 + width * columns, 1.1 + rows * (0.6 + 0.26 * len(segments)))
+    panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
+    highest = max(2 / experts, float(np.nanmax(load)))
+    for number, (task, axes) in enumerate(zip(tasks, panels, strict=False)):
+        image = axes.imshow(load[:, number], cmap="cividis", vmin=0.0, vmax=highest, aspect="auto")
+        axes.set_xticks(np.arange(0, experts, every), range(0, experts, every), fontsize=7)
+        axes.set_yticks(np.arange(len(segments)), segments, fontsize=8)
+        axes.tick_params(length=0)
+        axes.set_title(task, fontsize=10)
+        if every == 1:
+            _write_percent(axes, load[:, number], highest)
+    for axes in panels[len(tasks) :]:
+        axes.set_visible(False)
+    bar = figure.colorbar(image, ax=panels.tolist(), pad=0.01, fraction=0.03)
+    bar.ax.axhline(1 / experts, color="white")
+    bar.set_label("share of choices; white line: even", fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+    figure.supxlabel("routed expert" + ("; numbers in cells are percent, from 10 on" if every == 1 else ""), fontsize=9)
+    figure.suptitle("Which routed experts the rows of a segment choose, test days", fontsize=11)
+    return figure
+
+
+def _write_percent(axes: Any, values: NDArray[Any], highest: float) -> None:
+    for row, column in np.argwhere(values >= 0.095):
+        colour = "black" if values[row, column] > 0.6 * highest else "white"
+        axes.text(column, row, f"{values[row, column]:.0%}"[:-1], ha="center", va="center", fontsize=7, color=colour)
+
+
+def knock_out(tasks: Sequence[str], experts: Sequence[str], rise: NDArray[Any], most: int = 40) -> Figure:
+    """By how much each task's loss changes without an expert: bars [E, T], of the experts that change it most."""
+    change = np.abs(np.nan_to_num(rise))
+    of_most = (change / np.maximum(change.max(0), 1e-12)).max(1)
+    shown = np.sort(np.argsort(-of_most, kind="stable")[:most])
+    figure = _figure(1.6 + 2.8 * len(tasks), 1.3 + 0.21 * len(shown))
+    panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
+    for task, axes, values, colour in zip(tasks, panels, rise[shown].T, _TASK_COLOURS * len(tasks), strict=False):
+        decimals = _decimals(np.nanmax(np.abs(values), initial=0))
+        values = np.round(values, decimals) + 0.0  # without the sign of -0.0
+        bars = axes.barh(np.arange(len(shown)), np.nan_to_num(values), color=colour)
+        labels = [f"{value:+.{decimals}f}" if value else "0" for value in values]
+        known = ["has all the weight" if np.isnan(v) else label for v, label in zip(values, labels, strict=True)]
+        axes.bar_label(bars, known, padding=3, fontsize=6.5, color=GREY)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        low, high = min(0.0, np.nanmin(values, initial=0)), max(0.0, np.nanmax(values, initial=0))
+        room = 0.3 * max(high - low, 1e-4)
+        axes.set_xlim(low - room * (low < 0), high + room)
+        axes.margins(y=0.02)
+        axes.locator_params(axis="x", nbins=4)
+        axes.tick_params(labelsize=8)
+        axes.set_title(task, fontsize=10)
+        _tidy(axes)
+        axes.grid(visible=False, axis="y")
+    panels[0].set_yticks(np.arange(len(shown)), [experts[place] for place in shown], fontsize=8)
+    panels[0].invert_yaxis()
+    figure.supxlabel("rise of the mean loss, test days; right of 0 the expert is missed", fontsize=9)
+    figure.suptitle("What is lost without each expert", fontsize=11)
+    return figure
+
+
+def _decimals(largest: float) -> int:
+    """How many show three figures of the largest number."""
+    return max(0, 2 - int(np.floor(np.log10(largest)))) if largest > 0 else 0
