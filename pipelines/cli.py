@@ -78,7 +78,9 @@ def train(
     def work() -> dict[str, Any]:
         from pipelines.train import check_due
         from pipelines.train import train as step
+        from recsys_moe.memory import keep_freed_memory
 
+        keep_freed_memory()
         loaded, day = _load(config), _day(as_of)
         if if_due:
             check_due(loaded, day)

@@ -75,7 +75,7 @@ def _counts(ends: Tensor) -> list[int]:
     return torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
 
 
-def grouped_layer(rows: Tensor, weight: Tensor, bias: Tensor, plan: Plan) -> Tensor:
+def grouped_layer(rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
     """ReLU of a linear layer per expert: rows [N, D], weight [E, D, H], bias [E, 1, H] → [N, H]."""
     out: Tensor = _GroupedLayer.apply(rows, weight, bias, plan)  # type: ignore[no-untyped-call]
     return out
@@ -85,21 +85,26 @@ class _GroupedLayer(torch.autograd.Function):
     """By hand, since autograd would keep the sums before the ReLU and expand biases with a slow backward."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, plan: Plan) -> Tensor:
-        out = grouped_product(rows, weight, plan.ends).add_(bias.squeeze(1).index_select(0, plan.expert)).relu_()
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
+        out = grouped_product(rows, weight, plan.ends)
+        if bias is not None:
+            out += bias.squeeze(1).index_select(0, plan.expert)
+        out.relu_()
         ctx.save_for_backward(rows, weight, out)
-        ctx.plan = plan
+        ctx.plan, ctx.has_bias = plan, bias is not None
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
         rows, weight, out = ctx.saved_tensors
         plan: Plan = ctx.plan
         grad = torch.ops.aten.threshold_backward(grads[0], out, 0)
         grad_rows = grouped_product(grad, weight.transpose(1, 2), plan.ends)
         grad_weight = grouped_outer(rows, grad, plan.ends)
-        grad_bias = grad.new_zeros(len(weight), grad.shape[1]).index_add_(0, plan.expert, grad)
-        return grad_rows, grad_weight, grad_bias.unsqueeze(1), None
+        grad_bias = grad.new_zeros(len(weight), 1, grad.shape[1]) if ctx.has_bias else None
+        if grad_bias is not None:
+            grad_bias.squeeze(1).index_add_(0, plan.expert, grad)
+        return grad_rows, grad_weight, grad_bias, None
 
 
 def mix(outputs: Tensor, weights: Tensor, plan: Plan) -> Tensor:

@@ -13,7 +13,6 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from recsys_moe.config import ModelConfig
 from recsys_moe.dispatch import MULTIPLE, Plan, grouped_layer, grouped_product, mix
@@ -109,7 +108,7 @@ class ExpertBank(nn.Module):
 
         Returns: [B, T, O].
         """
-        layout, x = self.layout, padded(x)
+        layout, x = self.layout, with_one(x)
         sizes = [layout.shared, layout.per_task, chosen.shape[-1], layout.per_segment]
         shared, own, routed, of_segment = torch.split(weights, sizes, -1)
         parts = [self._always(x, shared, own)] if layout.num_always else []
@@ -184,29 +183,29 @@ def _wait_for(device: torch.device) -> None:
 class Perceptrons(nn.Module):
     """E perceptrons with stacked weights [E, D, H], a ReLU after each layer.
 
-    Widths are stored padded to what grouped products need. The padding is zero, gets no gradient, and stays zero.
+    The first layer's biases are the row of its weights that meets the 1 of `with_one`, which saves a pass over all
+    pairs. Widths are stored padded to what grouped products need: zeros that get no gradient, and stay zero.
     """
 
     def __init__(self, count: int, widths: tuple[int, ...]) -> None:
         super().__init__()
         sizes = list(pairwise(widths)) if count else []
-        self.weights = nn.ParameterList(_he_uniform(count, d, h) for d, h in sizes)
-        self.biases = nn.ParameterList(torch.zeros(count, 1, up_to_multiple(h)) for _, h in sizes)
+        self.weights = nn.ParameterList(_he_uniform(count, d, h, layer == 0) for layer, (d, h) in enumerate(sizes))
+        self.biases = nn.ParameterList(torch.zeros(count, 1, up_to_multiple(h)) for _, h in sizes[1:])
 
     def forward(self, x: Tensor) -> Tensor:
         """[E, B, O], every expert for every row. The first layer is one wide product, as all read the same x."""
         experts, _, width = self.weights[0].shape
         first = self.weights[0].squeeze(0) if experts == 1 else self.weights[0].transpose(0, 1).flatten(1)
-        wide = (x @ first).view(len(x), experts, width)
-        hidden: Tensor = (wide.transpose(0, 1) + self.biases[0]).relu()
-        for weight, bias in zip(self.weights[1:], self.biases[1:], strict=True):
+        hidden: Tensor = (x @ first).relu().view(len(x), experts, width).transpose(0, 1)
+        for weight, bias in zip(self.weights[1:], self.biases, strict=True):
             hidden = torch.baddbmm(bias, hidden, weight).relu()
         return hidden
 
     def chosen(self, x: Tensor, plan: Plan) -> Tensor:
         """[N, O], every expert for the rows that chose it."""
-        hidden = x.index_select(0, plan.row)
-        for weight, bias in zip(self.weights, self.biases, strict=True):
+        hidden = grouped_layer(x.index_select(0, plan.row), self.weights[0], None, plan)
+        for weight, bias in zip(self.weights[1:], self.biases, strict=True):
             hidden = grouped_layer(hidden, weight, bias, plan)
         return hidden
 
@@ -220,9 +219,10 @@ class SegmentChanges(nn.Module):
 
     def __init__(self, num_segments: int, widths: tuple[int, ...], rank: int) -> None:
         super().__init__()
-        rank, sizes = up_to_multiple(rank), [(d, up_to_multiple(d), up_to_multiple(h)) for d, h in pairwise(widths)]
-        self.down = nn.ParameterList(torch.randn(num_segments, wide, rank) * d**-0.5 for d, wide, _ in sizes)
-        self.up = nn.ParameterList(torch.zeros(num_segments, rank, h) for _, _, h in sizes)
+        rank, sizes = up_to_multiple(rank), list(enumerate(pairwise(widths)))
+        wide = [up_to_multiple(d + (layer == 0)) for layer, (d, _) in sizes]
+        self.down = nn.ParameterList(torch.randn(num_segments, wide[n], rank) * d**-0.5 for n, (d, _) in sizes)
+        self.up = nn.ParameterList(torch.zeros(num_segments, rank, up_to_multiple(h)) for _, (_, h) in sizes)
 
     def forward(self, x: Tensor, segment: Tensor, shared: Perceptrons) -> Tensor:
         """[B, O], each row of x [B, D] through its own segment's expert.
@@ -233,10 +233,10 @@ class SegmentChanges(nn.Module):
         order = segment.argsort(stable=True)
         ends = segment.bincount(minlength=len(self.up[0])).cumsum(0).to(torch.int32)
         hidden, known = x[order], (segment[order] > 0).unsqueeze(1)
-        layers = zip(shared.weights, shared.biases, self.down, self.up, strict=True)
-        for weight, bias, down, up in layers:
-            inner = grouped_product(hidden, down, ends) * known
-            hidden = (torch.addmm(bias[0], hidden, weight[0]) + grouped_product(inner, up, ends)).relu()
+        for layer, (weight, down, up) in enumerate(zip(shared.weights, self.down, self.up, strict=True)):
+            change = grouped_product(grouped_product(hidden, down, ends) * known, up, ends)
+            sums = torch.addmm(shared.biases[layer - 1][0], hidden, weight[0]) if layer else hidden @ weight[0]
+            hidden = (sums + change).relu()
         return hidden[order.argsort()]
 
 
@@ -245,15 +245,16 @@ def up_to_multiple(width: int) -> int:
     return -(-width // MULTIPLE) * MULTIPLE
 
 
-def padded(x: Tensor) -> Tensor:
-    """x [B, D] with columns of zeros up to the padded width."""
-    missing = up_to_multiple(x.shape[1]) - x.shape[1]
-    return functional.pad(x, (0, missing)) if missing else x
+def with_one(x: Tensor) -> Tensor:
+    """x [B, D] with a column of ones, then zeros up to the padded width."""
+    tail = x.new_zeros(1, up_to_multiple(x.shape[1] + 1) - x.shape[1])
+    tail[:, 0] = 1.0
+    return torch.cat([x, tail.expand(len(x), -1)], 1)
 
 
-def _he_uniform(count: int, inputs: int, outputs: int) -> Tensor:
-    """[count, inputs, outputs], padded, for layers that a ReLU follows (He et al. 2015)."""
+def _he_uniform(count: int, inputs: int, outputs: int, has_biases: bool) -> Tensor:
+    """[count, inputs, outputs], padded, for layers that a ReLU follows (He et al. 2015); biases start at zero."""
     bound = (6.0 / inputs) ** 0.5
-    weight = torch.zeros(count, up_to_multiple(inputs), up_to_multiple(outputs))
+    weight = torch.zeros(count, up_to_multiple(inputs + has_biases), up_to_multiple(outputs))
     weight[:, :inputs, :outputs].uniform_(-bound, bound)
     return weight

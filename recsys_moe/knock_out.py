@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from recsys_moe.batch import Batch
-from recsys_moe.experts import padded
+from recsys_moe.experts import with_one
 from recsys_moe.losses import loss_sums
 from recsys_moe.model import RankingModel
 
@@ -114,7 +114,7 @@ def _logits(model: RankingModel, mixed: Tensor) -> Tensor:
 
 def _all_outputs(model: RankingModel, x: Tensor, segment: Tensor) -> Tensor:
     """[E, B, O] what every expert says of every row."""
-    bank, x = model.experts, padded(x)
+    bank, x = model.experts, with_one(x)
     parts = [bank.always(x)] if bank.layout.num_always else []
     if bank.layout.routed:
         parts.append(bank.routed(x))

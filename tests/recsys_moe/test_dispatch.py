@@ -23,7 +23,7 @@ def bank_of(tasks: int, sizes: Experts, inputs: int, segments: int) -> ExpertBan
     )
     bank = ExpertBank(config, inputs, segments).double()
     with torch.no_grad():
-        for bias, wide in zip(bank.routed.biases, sizes.hidden, strict=True):
+        for bias, wide in zip(bank.routed.biases, sizes.hidden[1:], strict=True):
             bias[..., :wide] = torch.randn_like(bias[..., :wide])
         for up, wide in zip(bank.segments.up if bank.segments is not None else (), sizes.hidden, strict=False):
             up[..., :wide] = torch.randn_like(up[..., :wide])
@@ -96,9 +96,9 @@ def test_padding_gets_no_gradient() -> None:
     found = outputs_and_gradients(bank, "sparse", torch.randn(30, 11).double(), torch.arange(30) % 3, weights, chosen)
     assert found["output"].shape == (30, 2, 3)
     for group in ("always", "routed"):
-        assert not found[f"{group}.weights.0"][:, 11:].any()
+        assert not found[f"{group}.weights.0"][:, 12:].any()  # 11 inputs and the biases
         assert not found[f"{group}.weights.0"][..., 5:].any()
-        assert not found[f"{group}.biases.0"][..., 5:].any()
+        assert not found[f"{group}.biases.0"][..., 3:].any()
         assert not found[f"{group}.weights.1"][:, 5:].any()
         assert not found[f"{group}.weights.1"][..., 3:].any()
         assert found[f"{group}.weights.1"].any()

@@ -10,7 +10,7 @@ from recsys_moe.checkpoint import Ranker, empty_model
 from recsys_moe.config import Experts, Gating, Task
 from recsys_moe.encoding import Encoder
 from recsys_moe.errors import UserError
-from recsys_moe.experts import ExpertLayout, padded
+from recsys_moe.experts import ExpertLayout, with_one
 from recsys_moe.model import Towers, ancestry
 from recsys_moe.presets import PRESETS, with_preset
 from tests.recsys_moe.conftest import model_config
@@ -24,8 +24,9 @@ def test_the_model_is_the_formula_of_a_gated_mixture(ranker: Ranker, encoder: En
     logits, routing = model.forward_inputs(x, batch.segment)
     weights = routing.over_experts(layout.total)
     stacks = [torch.cat(both) for both in zip(bank.always.weights, bank.routed.weights, strict=True)]
-    offsets = [torch.cat(both) for both in zip(bank.always.biases, bank.routed.biases, strict=True)]
-    x = padded(x)
+    offsets = [torch.zeros(len(stacks[0]), 1, 1)]  # the first layer's are in its weights
+    offsets += [torch.cat(both) for both in zip(bank.always.biases, bank.routed.biases, strict=True)]
+    x = with_one(x)
     for b in range(6):
         outputs = []
         for e in range(layout.num_plain):
@@ -63,14 +64,14 @@ def test_gates_see_their_own_tasks_experts_and_the_chosen_ones_only(
 
 def test_the_unknown_segment_is_shared_expert_0(ranker: Ranker) -> None:
     always, segments = ranker.model.experts.always, ranker.model.experts.segments
-    x, unknown = padded(torch.randn(5, ranker.model.input_dim)), torch.zeros(5, dtype=torch.int64)
+    x, unknown = with_one(torch.randn(5, ranker.model.input_dim)), torch.zeros(5, dtype=torch.int64)
     assert torch.allclose(segments(x, unknown, always), always(x)[0], atol=1e-6)
     assert not torch.allclose(segments(x, unknown + 1, always), always(x)[0], atol=1e-3)
 
 
 def test_rows_go_through_their_own_segment_in_any_order(ranker: Ranker) -> None:
     always, segments = ranker.model.experts.always, ranker.model.experts.segments
-    x, segment = padded(torch.randn(40, ranker.model.input_dim)), torch.randint(0, 4, (40,))
+    x, segment = with_one(torch.randn(40, ranker.model.input_dim)), torch.randint(0, 4, (40,))
     together = segments(x, segment, always)
     alone = torch.cat([segments(x[n : n + 1], segment[n : n + 1], always) for n in range(40)])
     assert torch.allclose(together, alone, atol=1e-5)
