@@ -21,6 +21,8 @@ USER_ERROR = 2
 
 BENCHMARKS: Mapping[str, str] = {
     "experts": "what a step of the mixture costs by the number of experts, chosen ones alone against all of them",
+    "kuairand": "six architectures on the same twelve real days, over several seeds",
+    "segments": "what experts per segment are worth, where tastes differ and where a segment is new",
     "tasks-correlation": "three ways to share experts between two tasks, by how related the tasks are (Ma et al. 2018)",
 }
 """What each measures, by name: `tasks-correlation` is the module `benchmarks.tasks_correlation`."""

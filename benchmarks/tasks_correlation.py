@@ -30,10 +30,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
-from scipy import stats
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
+from benchmarks.intervals import interval
 from pipelines.figures import BLUE, GREY, ORANGE
 from recsys_moe.config import Feature, ModelConfig, Task
 from recsys_moe.errors import UserError
@@ -206,13 +206,6 @@ def label_pearson(schedule: Schedule) -> Floats:
     _, labels = worlds.rows(HELD_OUT, generator)
     pearson = [np.corrcoef(label.numpy(), rowvar=False)[0, 1] for label in labels]
     return np.reshape(pearson, (len(CORRELATIONS), schedule.repeats))
-
-
-def interval(values: Floats) -> dict[str, float]:
-    """Mean of independent repeats, and its 95 % interval by Student's t."""
-    mean = float(values.mean())
-    half = float(stats.t.ppf(0.975, len(values) - 1) * stats.sem(values))
-    return {"mean": mean, "low": mean - half, "high": mean + half}
 
 
 def measure(name: str, schedule: Schedule) -> tuple[dict[str, Any], Floats]:

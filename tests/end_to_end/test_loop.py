@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 
 from pipelines.registry import Registry
 from pipelines.tables import Tables
+from recsys_moe import checkpoint
 from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call, call_step, small_demo
 
 
@@ -127,33 +129,37 @@ def test_a_day_without_training_is_scored_by_the_champion_of_before(played: Play
     assert (scored["model_version"], scored["users"]) == (1, 300)
 
 
-def test_the_registered_model_answers_raw_rows_with_no_pickle_and_no_torchrec(played: Played) -> None:
+SERVE = """
+import sys, mlflow, pyarrow.parquet as pq
+model = mlflow.pyfunc.load_model(sys.argv[1])
+answer = model.predict(pq.read_table(sys.argv[2]).to_pandas())
+assert not {'torchrec', 'fbgemm_gpu', 'sklearn', 'pipelines'} & set(sys.modules), 'served with training packages'
+print(answer.to_json(orient='columns'))
+"""
+
+
+def test_the_registered_model_scores_alone_with_no_pickle_and_no_torchrec(played: Played, tmp_path: Path) -> None:
+    """Copied away and with all tables gone, it says of raw rows what its checkpoint says."""
     registry = Registry(played.config)
     champion = registry.champion()
     assert champion is not None
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/small/{champion.number}"))
-    assert not [file for file in folder.rglob("*") if file.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin"}]
-    script = (
-        "import sys, mlflow, pyarrow.parquet as pq\n"
-        "model = mlflow.pyfunc.load_model(sys.argv[1])\n"
-        "answer = model.predict(pq.read_table(sys.argv[2]).to_pandas())\n"
-        "assert not {'torchrec', 'fbgemm_gpu', 'pipelines'} & set(sys.modules), 'served with training packages'\n"
-        "print(answer.to_json(orient='columns'))"
-    )
     rows = Tables(played.config.storage).read_day("examples", SECOND_NIGHT).slice(0, 50)
-    raw = folder.parent / "rows.parquet"
-    pq.write_table(rows, raw)
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", script, str(folder), str(raw)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=raw.parent,
-    )
+    expected = checkpoint.load(registry.checkpoint(champion)).predict(rows)
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    model = shutil.copytree(mlflow.artifacts.download_artifacts(f"models:/small/{champion.number}"), tmp_path / "model")
+    assert not [file for file in model.rglob("*") if file.suffix in {".pkl", ".pickle", ".pt", ".pth", ".bin"}]
+    tables = Path(played.config.storage)
+    tables.rename(tables.with_name("away"))
+    try:
+        arguments = [sys.executable, "-P", "-c", SERVE, str(model), str(tmp_path / "rows.parquet")]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path)
+    finally:
+        tables.with_name("away").rename(tables)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout.splitlines()[-1])
     assert list(answer) == ["click", "like", "purchase"]
-    assert all(0 < value < 1 for column in answer.values() for value in column.values())
+    for position, column in enumerate(answer.values()):
+        assert list(column.values()) == pytest.approx(expected[:, position], abs=1e-6)
 
 
 def test_a_run_shows_its_config_numbers_pictures_and_inputs(played: Played) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from recsys_moe import checkpoint
 from recsys_moe.checkpoint import Ranker
@@ -19,6 +20,27 @@ def test_a_loaded_model_predicts_the_same(ranker: Ranker, tmp_path: Path) -> Non
     again, rows = checkpoint.load(tmp_path / "model"), raw_rows(500, seed=3)
     assert np.array_equal(again.predict(rows), ranker.predict(rows))
     assert again.config == ranker.config
+
+
+def test_it_keeps_the_balance_bias_and_the_segments(ranker: Ranker, tmp_path: Path) -> None:
+    """Both decide what a row runs, and neither has a gradient that would bring it back."""
+    rows = raw_rows(300, seed=3)
+    gates = ranker.model.gates
+    gates.bias += torch.tensor([2.0, 0.0, -1.0, 0.0])
+    checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    again = checkpoint.load(tmp_path / "model")
+    batch = ranker.encoder.to_batch(ranker.encoder.encode(rows))
+    x = ranker.model.inputs(batch)
+    chosen = again.model.gates(x, batch.segment).chosen
+    assert torch.equal(chosen, gates(x, batch.segment).chosen)
+    gates.bias.zero_()
+    assert not torch.equal(chosen, gates(x, batch.segment).chosen)  # the bias did decide
+    assert again.encoder.segment_names == ranker.encoder.segment_names
+    for before, after in zip(ranker.encoder.segment_of(rows), again.encoder.segment_of(rows), strict=True):
+        assert before.equals(after)
+    for kind in ("down", "up"):
+        before, after = (getattr(r.model.experts.segments, kind)[0] for r in (ranker, again))
+        assert torch.equal(before, after)
 
 
 def test_no_pickle_and_no_half_written_folder_is_left(ranker: Ranker, tmp_path: Path) -> None:
