@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, timedelta
 from typing import Literal
 
 import duckdb
@@ -27,6 +27,12 @@ class Moment:
     ds: date
     day: date
     values: Mapping[str, str | int | float]
+
+
+def moments(config: Recommender, ds: date) -> dict[str, Moment]:
+    """The moments that are scored for, by name: the YAML's contexts on the day after `ds`."""
+    contexts = config.scoring.named_contexts
+    return {name: Moment(name, ds, ds + timedelta(days=1), values) for name, values in contexts.items()}
 
 
 def entity_rows(

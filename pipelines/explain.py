@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor
 from pipelines import sql
 from pipelines.candidates import CandidateLists, Positions
 from pipelines.config import Recommender
-from pipelines.entities import Moment, entity_rows
+from pipelines.entities import Moment, entity_rows, moments
 from pipelines.registry import Registry, Version
 from pipelines.tables import Tables
 from recsys_moe import checkpoint
@@ -93,11 +93,11 @@ def _day(tables: Tables, as_of: date | None) -> date:
 
 
 def _moment(config: Recommender, ds: date, name: str | None) -> Moment:
-    contexts = config.scoring.named_contexts
-    found = name or next(iter(contexts))
-    if found not in contexts:
-        raise UserError(f"--context: {found!r} is none of {', '.join(contexts)} (scoring.contexts)")
-    return Moment(found, ds, ds + timedelta(days=1), contexts[found])
+    known = moments(config, ds)
+    found = name or next(iter(known))
+    if found not in known:
+        raise UserError(f"--context: {found!r} is none of {', '.join(known)} (scoring.contexts)")
+    return known[found]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, date, datetime
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import pyarrow as pa
 from pipelines import sql
 from pipelines.candidates import CandidateLists
 from pipelines.config import Recommender
-from pipelines.entities import Moment, entity_rows
+from pipelines.entities import Moment, entity_rows, moments
 from pipelines.errors import NotDueError
 from pipelines.progress import Progress
 from pipelines.registry import Registry, Version
@@ -46,7 +46,7 @@ def score(config: Recommender, ds: date, model_version: int | None = None) -> di
     if ds not in tables.days("interactions"):
         raise UserError(f"{ds}: was not ingested; run `recsys-moe ingest --as-of {ds}` first")
     ranker = checkpoint.load(registry.checkpoint(version))
-    parts = [part for moment in _moments(config, ds) for part in _score_moment(config, tables, ranker, moment)]
+    parts = [part for moment in moments(config, ds).values() for part in _score_moment(config, tables, ranker, moment)]
     rows = _with_origin(pa.concat_tables(parts), version)
     _check(rows, ranker)
     number = tables.replace_day("scores", ds, rows)
@@ -62,12 +62,6 @@ def score(config: Recommender, ds: date, model_version: int | None = None) -> di
         "table": str(tables.path("scores")),
         "versions": {"scores": number},
     }
-
-
-def _moments(config: Recommender, ds: date) -> list[Moment]:
-    """The named contexts, as of the day after `ds`."""
-    contexts = config.scoring.named_contexts
-    return [Moment(name, ds, ds + timedelta(days=1), values) for name, values in contexts.items()]
 
 
 def _score_moment(config: Recommender, tables: Tables, ranker: Ranker, moment: Moment) -> Iterator[pa.Table]:

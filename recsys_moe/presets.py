@@ -42,7 +42,7 @@ def with_preset(model: Mapping[str, Any]) -> dict[str, Any]:
     name = model.get("preset")
     if name is None:
         return dict(model)
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise ValueError(f"preset: {name!r} is none of {', '.join(PRESETS)}")
     merged = dict(model)
     for block, values in PRESETS[name].items():
