@@ -9,6 +9,7 @@ from one sort whatever the number of experts, weighted sums run as embedding bag
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,36 +76,52 @@ def _counts(ends: Tensor) -> list[int]:
     return torch.diff(ends, prepend=ends.new_zeros(1)).tolist()
 
 
-def grouped_layer(rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-    """ReLU of a linear layer per expert: rows [N, D], weight [E, D, H], bias [E, 1, H] → [N, H]."""
-    out: Tensor = _GroupedLayer.apply(rows, weight, bias, plan)  # type: ignore[no-untyped-call]
+def grouped_perceptrons(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor], plan: Plan) -> Tensor:
+    """Each expert's perceptron, a ReLU after each layer, on the rows that chose it.
+
+    Args:
+        x: [B, D]. weights: of each layer [E, D, H]. biases: [E, 1, H] of each layer but the first, which has none.
+
+    Returns: [N, O].
+    """
+    out: Tensor = _GroupedPerceptrons.apply(plan, x, *weights, *biases)  # type: ignore[no-untyped-call]
     return out
 
 
-class _GroupedLayer(torch.autograd.Function):
-    """By hand, since autograd would keep the sums before the ReLU and expand biases with a slow backward."""
+class _GroupedPerceptrons(torch.autograd.Function):
+    """By hand, for fewer passes over all pairs: sums are not kept, gradients are masked in place."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan) -> Tensor:
-        out = grouped_product(rows, weight, plan.ends)
-        if bias is not None:
-            out += bias.squeeze(1).index_select(0, plan.expert)
-        out.relu_()
-        ctx.save_for_backward(rows, weight, out)
-        ctx.plan, ctx.has_bias = plan, bias is not None
-        return out
+    def forward(ctx: Any, plan: Plan, x: Tensor, *parameters: Tensor) -> Tensor:
+        layers = (len(parameters) + 1) // 2
+        hidden = [x.index_select(0, plan.row)]
+        for layer, weight in enumerate(parameters[:layers]):
+            sums = grouped_product(hidden[-1], weight, plan.ends)
+            if layer:
+                sums += parameters[layers + layer - 1].squeeze(1).index_select(0, plan.expert)
+            hidden.append(sums.relu_())
+        ctx.save_for_backward(*parameters[:layers], *hidden)
+        ctx.plan, ctx.rows = plan, len(x)
+        return hidden[-1]
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        rows, weight, out = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
-        grad = torch.ops.aten.threshold_backward(grads[0], out, 0)
-        grad_rows = grouped_product(grad, weight.transpose(1, 2), plan.ends)
-        grad_weight = grouped_outer(rows, grad, plan.ends)
-        grad_bias = grad.new_zeros(len(weight), 1, grad.shape[1]) if ctx.has_bias else None
-        if grad_bias is not None:
-            grad_bias.squeeze(1).index_add_(0, plan.expert, grad)
-        return grad_rows, grad_weight, grad_bias, None
+        layers = (len(ctx.saved_tensors) - 1) // 2
+        weights, hidden = ctx.saved_tensors[:layers], ctx.saved_tensors[layers:]
+        grad = torch.ops.aten.threshold_backward(grads[0], hidden[-1], 0)
+        of_weights: list[Tensor] = []
+        of_biases: list[Tensor] = []
+        for layer in reversed(range(layers)):
+            of_weights.insert(0, grouped_outer(hidden[layer], grad, plan.ends))
+            if layer:
+                bias = grad.new_zeros(len(weights[layer]), grad.shape[1]).index_add_(0, plan.expert, grad)
+                of_biases.insert(0, bias.unsqueeze(1))
+            grad = grouped_product(grad, weights[layer].transpose(1, 2), plan.ends)
+            if layer:
+                torch.ops.aten.threshold_backward(grad, hidden[layer], 0, grad_input=grad)
+        of_x = grad.new_zeros(ctx.rows, grad.shape[1]).index_add_(0, plan.row, grad)
+        return None, of_x, *of_weights, *of_biases
 
 
 def mix(outputs: Tensor, weights: Tensor, plan: Plan) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_moe.config import ModelConfig
-from recsys_moe.dispatch import MULTIPLE, Plan, grouped_layer, grouped_product, mix
+from recsys_moe.dispatch import MULTIPLE, Plan, grouped_perceptrons, grouped_product, mix
 from recsys_moe.errors import UserError
 
 
@@ -204,10 +204,7 @@ class Perceptrons(nn.Module):
 
     def chosen(self, x: Tensor, plan: Plan) -> Tensor:
         """[N, O], every expert for the rows that chose it."""
-        hidden = grouped_layer(x.index_select(0, plan.row), self.weights[0], None, plan)
-        for weight, bias in zip(self.weights[1:], self.biases, strict=True):
-            hidden = grouped_layer(hidden, weight, bias, plan)
-        return hidden
+        return grouped_perceptrons(x, list(self.weights), list(self.biases), plan)
 
 
 class SegmentChanges(nn.Module):
