@@ -18,6 +18,12 @@ from recsys_moe.config import ModelConfig
 from recsys_moe.dispatch import MULTIPLE, Plan, grouped_perceptrons, grouped_product, mix
 from recsys_moe.errors import UserError
 
+FEW_IDLE = 0.25
+"""Where a row leaves at most this share of the routed experts idle, all are computed: there is little to save."""
+
+CLEARLY_QUICKER = 0.7
+"""Dense dispatch is taken where it needs less than this share of the time of the sparse one."""
+
 
 @dataclass(frozen=True)
 class ExpertLayout:
@@ -140,28 +146,37 @@ class ExpertBank(nn.Module):
         for up in self.segments.up if self.segments is not None else ():
             up.mul_(1.0 - share)
 
-    def settle_dispatch(self, rows: int, top_k: int) -> str:
-        """Where `dispatch` is `auto`, time a step of the routed experts both ways on this device and keep the quicker.
+    def settle_dispatch(self, rows: int, top_k: int, num_gates: int) -> str:
+        """Where `dispatch` is `auto`, time a step of the routed experts both ways on this device and choose.
+
+        There is nothing to time where gates that choose independently leave few experts idle. Dense must be quicker
+        by a clear margin: else two trainings on one machine might be computed in different ways, and round
+        differently.
 
         Args:
-            rows: B of a training step.
+            rows: B of a training step. num_gates: T, or 1 where all tasks share a gate.
 
         Returns: `dense` or `sparse`.
         """
         if self.dispatch == "auto":
-            self.dispatch = "sparse"
-            if 0 < top_k < self.layout.routed:
-                self.dispatch = min(("sparse", "dense"), key=lambda way: self._seconds(way, rows, top_k))
+            idle = (1.0 - top_k / self.layout.routed) ** num_gates if self.layout.routed else 0.0
+            is_dense = idle <= FEW_IDLE or self._is_dense_quicker(rows, top_k, num_gates)
+            self.dispatch = "dense" if is_dense else "sparse"
         return self.dispatch
 
-    def _seconds(self, way: str, rows: int, top_k: int, repeats: int = 3) -> float:
-        """The quickest of some forward and backward passes over random choices."""
-        weight = self.routed.weights[0]
+    def _is_dense_quicker(self, rows: int, top_k: int, num_gates: int) -> bool:
         draw = torch.Generator().manual_seed(0)
-        scores = torch.rand(rows, self.layout.num_tasks, self.layout.routed, generator=draw).to(weight.device)
-        chosen = scores.topk(top_k).indices
-        weights = torch.full(chosen.shape, 1.0 / top_k, device=weight.device, dtype=weight.dtype)
-        x = torch.rand(rows, weight.shape[1], generator=draw).to(weight)
+        scores = torch.rand(rows, num_gates, self.layout.routed, generator=draw)
+        chosen = scores.topk(top_k).indices.expand(-1, self.layout.num_tasks, -1)
+        sparse, dense = (self._seconds(way, chosen) for way in ("sparse", "dense"))
+        return dense < CLEARLY_QUICKER * sparse
+
+    def _seconds(self, way: str, chosen: Tensor, repeats: int = 3) -> float:
+        """The quickest of some forward and backward passes over choices [B, T, k]."""
+        weight = self.routed.weights[0]
+        chosen = chosen.to(weight.device)
+        weights = torch.full(chosen.shape, 1.0 / chosen.shape[-1], device=weight.device, dtype=weight.dtype)
+        x = torch.ones(len(chosen), weight.shape[1], device=weight.device, dtype=weight.dtype)
         before, self.dispatch = self.dispatch, way
         times = []
         for _ in range(1 + repeats):

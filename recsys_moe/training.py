@@ -182,7 +182,8 @@ class _Trainer:
             self.dense, lr=training.learning_rate, weight_decay=training.weight_decay, fused=True
         )
         rows = -(-training.batch_size // dist.get_world_size())
-        dispatch = self.model.experts.settle_dispatch(rows, self.model.gates.top_k)
+        gates = self.model.gates
+        dispatch = self.model.experts.settle_dispatch(rows, gates.top_k, gates.num_gates)
         log.info("routed experts are computed in the %s way", dispatch)
 
     def epoch(self, epoch: int, batches: Iterator[Batch], on_step: Report | None) -> dict[str, float]:

@@ -123,12 +123,22 @@ def test_the_native_product_and_the_fallback_agree(counts: list[int], monkeypatc
     assert torch.allclose(native[1], grouped_outer(left, right, ends), atol=1e-5)
 
 
-def test_auto_keeps_the_quicker_way() -> None:
-    few = bank_of(2, Experts(routed=4, top_k=4, hidden=(8,)), 8, 1).float()
-    assert few.settle_dispatch(64, 4) == "sparse"
+def test_auto_takes_the_quicker_way() -> None:
+    assert bank_of(2, Experts(routed=4, top_k=2, hidden=(8,)), 8, 1).settle_dispatch(64, 2, 2) == "dense"  # 1 of 4 idle
+    assert bank_of(2, Experts(routed=0, hidden=(8,)), 8, 1).settle_dispatch(64, 2, 2) == "dense"
     many = bank_of(1, Experts(routed=64, top_k=1, hidden=(64, 32)), 64, 1).float()
     before = [parameter.clone() for parameter in many.parameters()]
-    assert many.settle_dispatch(1024, 1) == many.dispatch == "sparse"
+    assert many.settle_dispatch(1024, 1, 1) == many.dispatch == "sparse"
     assert all(torch.equal(a, b) for a, b in zip(before, many.parameters(), strict=True))
     assert all(parameter.grad is None for parameter in many.parameters())
-    assert bank_of(1, Experts(dispatch="dense"), 8, 1).settle_dispatch(64, 2) == "dense"
+    for way in ("dense", "sparse"):
+        assert bank_of(1, Experts(dispatch=way), 8, 1).settle_dispatch(64, 2, 2) == way
+
+
+@pytest.mark.parametrize(("dense", "chosen"), [(0.6, "dense"), (0.9, "sparse"), (2.0, "sparse")])
+def test_auto_takes_dense_only_if_it_is_clearly_quicker(
+    dense: float, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bank = bank_of(2, Experts(routed=16, top_k=2, hidden=(8,)), 8, 1)
+    monkeypatch.setattr(ExpertBank, "_seconds", lambda self, way, *_: {"sparse": 1.0, "dense": dense}[way])
+    assert bank.settle_dispatch(64, 2, 2) == chosen
