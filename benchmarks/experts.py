@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from recsys_moe.config import Experts, Feature, Gating, ModelConfig, Task
+from recsys_moe.errors import UserError
 from recsys_moe.experts import ExpertBank, Perceptrons
 from recsys_moe.gates import Gates
 from recsys_moe.memory import keep_freed_memory
@@ -42,7 +43,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(rounds: int = 15) -> dict[str, Any]:
-    """Measure all sizes sparse, one size dense, and a plain matrix product."""
+    """Measure all sizes sparse, one size dense, and a plain matrix product.
+
+    Raises:
+        UserError: there is nothing to measure.
+    """
+    if rounds < 1:
+        raise UserError(f"--rounds: must be at least 1, not {rounds}")
     torch.set_num_threads(1)
     keep_freed_memory()
     torch.manual_seed(0)

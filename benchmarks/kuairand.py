@@ -1,7 +1,8 @@
 """Six architectures on the same real days, KuaiRand-Pure: AUC and GAUC of three tasks over several seeds.
 
 Only the mixture differs: features, optimizer, rows, order of rows and steps are the same for all. Models without an
-expert for segments have the segment's column as an ordinary feature, which all of them have. `segmented` is the model
+expert for segments have the segment's column as an ordinary feature, which all of them have; ours hides it in a share
+of its training rows. `segmented` is the model
 of configs/kuairand.yaml, the others are presets with its hidden sizes, and `dense` is one network as wide as makes
 the same number of multiplications a row.
 """
@@ -145,7 +146,9 @@ class Days:
         return self._as_wide_as_ours(shape) if name == "dense" else shape
 
     def _model_config(self, model: ModelShape, with_segments: bool) -> ModelConfig:
-        changes: dict[str, Any] = {"model": model.model_copy(update={"towers": self.config.model.towers})}
+        own = self.config.model
+        same = {"towers": own.towers, "embedding_dim": own.embedding_dim, "min_count": own.min_count}
+        changes: dict[str, Any] = {"model": model.model_copy(update=same)}
         changes |= {} if with_segments else {"segments": None}
         config = self.config.model_copy(update=changes)
         return model_config(config, sides_of(config, self.tables))

@@ -248,10 +248,12 @@ def run(repeats: int = 20, steps: int = 2400, seed: int = 0, out: Path | None = 
     multi-gate model's. Intervals are of 95 %, over the repeats.
 
     Raises:
-        UserError: too few repeats for an interval, or too few steps for a curve.
+        UserError: too few repeats for an interval, or too few steps for a curve; `out` is in no folder.
     """
     if repeats < 2 or steps < POINTS:
         raise UserError(f"--repeats must be at least 2 and --steps at least {POINTS}, not {repeats} and {steps}")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise UserError(f"--out: there is no folder {out.parent}")
     start, schedule = time.perf_counter(), Schedule(repeats, steps, seed)
     measured = [measure(name, schedule) for name in MODELS]
     multi_gate = measured[-1][1][-1]

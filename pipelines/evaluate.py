@@ -19,6 +19,7 @@ from pipelines.split import Split
 from pipelines.tables import Tables
 from recsys_moe import checkpoint
 from recsys_moe.checkpoint import Ranker
+from recsys_moe.errors import OldFormatError
 from recsys_moe.routing import RoutingReport
 
 log = logging.getLogger(__name__)
@@ -41,7 +42,10 @@ def evaluate(config: Recommender, as_of: date) -> dict[str, Any]:
     models = {"model": scores, "popularity": held_out.popularity(Tables(config.storage))}
     champion = registry.champion()
     if champion is not None and champion != version:
-        models["champion"] = scores_of(checkpoint.load(registry.checkpoint(champion)), held_out)
+        try:
+            models["champion"] = scores_of(checkpoint.load(registry.checkpoint(champion)), held_out)
+        except OldFormatError as error:
+            log.warning("champion %d is not compared: %s", champion.number, error)
     truth = held_out.best_attainable()
     if truth is not None:
         models["best attainable"] = truth

@@ -194,10 +194,19 @@ def _tasks(ranker: Ranker, rows: _Rows, said: Explanation) -> list[dict[str, Any
                 "kind": task.kind,
                 "prediction": float(said.predictions[number]),
                 "experts": dict(weights),
+                "logits": dict(_logits(said, number, names)),
                 "moved": list(_moved(rows.values(), said, number, names)),
             }
         )
     return tasks
+
+
+def _logits(said: Explanation, task: int, names: dict[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each expert that the gate sees: its logit less the others' mean, of an average row and by feature."""
+    for place, name in enumerate(names.values()):
+        start, added = float(said.at_average[task, place]), said.added[task, :, place].tolist()
+        if np.isfinite(start):
+            yield name, {"average_row": start, "added": dict(zip(said.feature_names, added, strict=True))}
 
 
 def _moved(values: dict[str, Any], said: Explanation, task: int, names: dict[str, str]) -> Iterator[dict[str, Any]]:

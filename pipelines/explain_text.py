@@ -83,7 +83,7 @@ def _percent(weight: float) -> str:
 def _moves(result: dict[str, Any]) -> Iterator[str]:
     """For each task a line a feature: how much, of what value, for or against whom."""
     yield "What moved the gates most"
-    highest = max(abs(move["added"]) for task in result["tasks"] for move in task["moved"])
+    highest = max(abs(move["added"]) for task in result["tasks"] for move in task["moved"]) or 1.0
     for task in result["tasks"]:
         yield task["task"]
         for move in task["moved"][:_FEATURES]:
@@ -104,7 +104,11 @@ def _value(move: dict[str, Any]) -> str:
 
 
 def _legend(result: dict[str, Any]) -> Iterator[str]:
-    means = "+0.69 doubles its weight, -0.69 halves it" if result["score"] == "softmax" else "above 0 it is heard more"
+    means = (
+        "+0.69 doubles its weight beside theirs, -0.69 halves it"
+        if result["score"] == "softmax"
+        else "above 0 it is heard more"
+    )
     average = "" if result["item"] else " Features of items count with their mean over the list."
     yield from _wrapped(
         "A signed number says how far a value, compared with an average row's, moved that expert against the mean of "

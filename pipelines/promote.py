@@ -11,7 +11,7 @@ from pipelines.config import Recommender
 from pipelines.evaluate import held_out_rows, scores_of, trained_version
 from pipelines.registry import Registry, Version
 from recsys_moe import checkpoint
-from recsys_moe.errors import UserError
+from recsys_moe.errors import OldFormatError, UserError
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,10 @@ def _decide(
     for contender in (version, champion):
         try:
             said = scores_of(checkpoint.load(registry.checkpoint(contender)), held_out)
+        except OldFormatError as error:
+            if contender is version:
+                raise
+            return Decision(True, f"champion {champion.number} cannot be tried, nor serve: {error}", metric)
         except UserError as error:
             raise UserError(f"version {contender.number} cannot be tried on the examples of {as_of}: {error}") from None
         measured = held_out.measure({config.primary_task: said[config.primary_task]})

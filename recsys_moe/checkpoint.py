@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from recsys_moe.config import ModelConfig
 from recsys_moe.embeddings import PlainEmbeddings
 from recsys_moe.encoding import Encoder, RawTable
-from recsys_moe.errors import UserError
+from recsys_moe.errors import OldFormatError, UserError
 from recsys_moe.model import RankingModel
 
 FORMAT = {"format": "recsys_moe checkpoint", "version": 2}
@@ -75,11 +75,12 @@ def load(folder: Path) -> Ranker:
     """Read a checkpoint that `save` wrote.
 
     Raises:
-        UserError: the folder is no checkpoint, one of another version, or damaged.
+        OldFormatError: another version of this project wrote it.
+        UserError: the folder is no checkpoint, or a damaged one.
     """
     found = _format(folder)
     if found != FORMAT:
-        raise UserError(f"{folder}: is {found}, and this version reads {FORMAT}; train again, or use its version")
+        raise OldFormatError(f"{folder}: is {found}, and this version reads {FORMAT}; train again, or use its version")
     try:
         encoder = Encoder.load(folder)
         model = empty_model(encoder)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 MULTIPLE = 8
@@ -105,6 +106,7 @@ class _GroupedPerceptrons(torch.autograd.Function):
         return hidden[-1]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         plan: Plan = ctx.plan
         layers = (len(ctx.saved_tensors) - 1) // 2
@@ -141,6 +143,7 @@ class _Mix(torch.autograd.Function):
         return sums.view(*weights.shape[:2], outputs.shape[1])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         outputs, weights = ctx.saved_tensors
         plan: Plan = ctx.plan

@@ -13,13 +13,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from recsys_moe.config import ModelConfig
 from recsys_moe.dispatch import MULTIPLE, Plan, grouped_perceptrons, grouped_product, mix
 from recsys_moe.errors import UserError
-
-FEW_IDLE = 0.25
-"""Where a row leaves at most this share of the routed experts idle, all are computed: there is little to save."""
 
 CLEARLY_QUICKER = 0.7
 """Dense dispatch is taken where it needs less than this share of the time of the sparse one."""
@@ -149,9 +147,8 @@ class ExpertBank(nn.Module):
     def settle_dispatch(self, rows: int, top_k: int, num_gates: int) -> str:
         """Where `dispatch` is `auto`, time a step of the routed experts both ways on this device and choose.
 
-        There is nothing to time where gates that choose independently leave few experts idle. Dense must be quicker
-        by a clear margin: else two trainings on one machine might be computed in different ways, and round
-        differently.
+        Dense must be quicker by a clear margin: else two trainings on one machine might be computed in different
+        ways, and round differently.
 
         Args:
             rows: B of a training step. num_gates: T, or 1 where all tasks share a gate.
@@ -159,9 +156,8 @@ class ExpertBank(nn.Module):
         Returns: `dense` or `sparse`.
         """
         if self.dispatch == "auto":
-            idle = (1.0 - top_k / self.layout.routed) ** num_gates if self.layout.routed else 0.0
-            is_dense = idle <= FEW_IDLE or self._is_dense_quicker(rows, top_k, num_gates)
-            self.dispatch = "dense" if is_dense else "sparse"
+            all_run = top_k >= self.layout.routed
+            self.dispatch = "dense" if all_run or self._is_dense_quicker(rows, top_k, num_gates) else "sparse"
         return self.dispatch
 
     def _is_dense_quicker(self, rows: int, top_k: int, num_gates: int) -> bool:
@@ -175,15 +171,16 @@ class ExpertBank(nn.Module):
         """The quickest of some forward and backward passes over choices [B, T, k]."""
         weight = self.routed.weights[0]
         chosen = chosen.to(weight.device)
-        weights = torch.full(chosen.shape, 1.0 / chosen.shape[-1], device=weight.device, dtype=weight.dtype)
-        x = torch.ones(len(chosen), weight.shape[1], device=weight.device, dtype=weight.dtype)
+        # As in training, where embeddings lie below the inputs and gates below the weights, both have gradients.
+        weights = torch.full(chosen.shape, 1.0 / chosen.shape[-1]).to(weight).requires_grad_()
+        x = torch.ones(len(chosen), weight.shape[1]).to(weight).requires_grad_()
         before, self.dispatch = self.dispatch, way
         times = []
         for _ in range(1 + repeats):
             _wait_for(weight.device)
             start = time.perf_counter()
             mixed = self._routed(x, weights, chosen)
-            torch.autograd.grad(mixed.sum(), tuple(self.routed.parameters()))
+            torch.autograd.grad(mixed.sum(), (x, weights, *self.routed.parameters()))
             _wait_for(weight.device)
             times.append(time.perf_counter() - start)
         self.dispatch = before
@@ -231,10 +228,12 @@ class SegmentChanges(nn.Module):
 
     def __init__(self, num_segments: int, widths: tuple[int, ...], rank: int) -> None:
         super().__init__()
-        rank, sizes = up_to_multiple(rank), list(enumerate(pairwise(widths)))
+        padding, sizes = up_to_multiple(rank) - rank, list(enumerate(pairwise(widths)))
         wide = [up_to_multiple(d + (layer == 0)) for layer, (d, _) in sizes]
-        self.down = nn.ParameterList(torch.randn(num_segments, wide[n], rank) * d**-0.5 for n, (d, _) in sizes)
-        self.up = nn.ParameterList(torch.zeros(num_segments, rank, up_to_multiple(h)) for _, (_, h) in sizes)
+        # The padding of the rank is zero in both factors, so that neither gets a gradient, and it stays zero.
+        down = (torch.randn(num_segments, wide[n], rank) * d**-0.5 for n, (d, _) in sizes)
+        self.down = nn.ParameterList(functional.pad(factor, (0, padding)) for factor in down)
+        self.up = nn.ParameterList(torch.zeros(num_segments, rank + padding, up_to_multiple(h)) for _, (_, h) in sizes)
 
     def forward(self, x: Tensor, segment: Tensor, shared: Perceptrons) -> Tensor:
         """[B, O], each row of x [B, D] through its own segment's expert.

@@ -105,8 +105,8 @@ class Gates(nn.Module):
         if self.training and self.gating.dropout:
             own = _drop(own, self.gating.dropout)
         if self.gating.score == "sigmoid":
-            weights = own.sigmoid()
-            return weights / weights.sum(-1, keepdim=True) if self.gating.renormalise else weights
+            # A softmax of log-sigmoids is sigmoids over their sum, and safe where all of them are tiny.
+            return functional.logsigmoid(own).softmax(-1) if self.gating.renormalise else own.sigmoid()
         if self.gating.renormalise:
             return own.softmax(-1)
         return (own - self._visible(logits).logsumexp(-1, keepdim=True)).exp()

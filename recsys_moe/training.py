@@ -68,12 +68,13 @@ def fit(
     """Fit a model to `batches(epoch)`, which are this process's share of every step's rows.
 
     Under torchrun (RANK and WORLD_SIZE in the environment) all processes call this with as many batches each. The
-    same seed and input give the same weights, to the bit in one process. `on_step` gets `step`, `epoch`, `loss`,
+    same seed and input give the same weights, to the bit in one process on a CPU (with `experts.dispatch` set: `auto`
+    times two ways, which round differently). `on_step` gets `step`, `epoch`, `loss`,
     `loss/<task>`, `grad_norm` and `rows`; `on_epoch` the records of `Fitted.history`. `steps_per_epoch` is what
     `learning_rate_decay` and `gates.dense_warm_up` are shares of, times the epochs.
 
     Raises:
-        UserError: a loss is not finite (before it reaches the weights); there are no batches.
+        UserError: a loss is not finite (before it reaches the weights); there are no batches, or one without rows.
     """
     if training.threads is not None:
         torch.set_num_threads(training.threads)
@@ -229,6 +230,8 @@ class _Trainer:
 
     def _train(self, batch: Batch, epoch: int, means: _Means) -> dict[str, float]:
         training, rank = self.training, dist.get_rank()
+        if not len(batch):
+            raise UserError(f"training: the batch of step {self.step} has no rows")
         self._set_learning_rates()
         self.model.gates.all_chosen = self.step < round(self.config.gates.dense_warm_up * self.steps)
         batch = self.hiding(batch, training.seed, epoch, self.step, rank).to(self.device)

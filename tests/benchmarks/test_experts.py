@@ -11,6 +11,7 @@ import torch
 
 from benchmarks import experts
 from benchmarks.experts import Mixture, OneProductEach
+from recsys_moe.errors import UserError
 
 
 @pytest.mark.slow
@@ -29,6 +30,11 @@ def test_it_prints_one_line_with_the_ratios() -> None:
         assert result[key] > 0
     assert result["experts_per_row"]["16"] == pytest.approx(3.75, abs=0.1)  # 16 (1 - (14 / 16)²)
     assert experts.table(result)
+
+
+def test_no_rounds_is_a_users_error() -> None:
+    with pytest.raises(UserError, match="--rounds"):
+        experts.run(rounds=0)
 
 
 def test_all_three_ways_to_compute_a_mixture_agree() -> None:

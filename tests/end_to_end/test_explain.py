@@ -46,6 +46,9 @@ def test_what_moved_the_gate_comes_with_its_values_and_most_first(played: Played
         known = {"user_id": row["user_id"], "item_id": row["item_id"], "the segment": row["segment"], **asked}
         assert {name: values[name] for name in known} == known
         assert isinstance(values["topics"], list)
+        for move in task["moved"]:
+            added = task["logits"][move["expert"]]["added"]
+            assert added[move["feature"]] == pytest.approx(move["added"])
 
 
 def test_a_user_alone_is_explained_over_the_list_that_was_scored(played: Played) -> None:

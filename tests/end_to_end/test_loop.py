@@ -15,9 +15,11 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines import evaluate, promote
 from pipelines.registry import Registry
 from pipelines.tables import Tables
 from recsys_moe import checkpoint
+from recsys_moe.errors import OldFormatError
 from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call, call_step, small_demo
 
 
@@ -160,6 +162,26 @@ def test_the_registered_model_scores_alone_with_no_pickle_and_no_torchrec(played
     assert list(answer) == ["click", "like", "purchase"]
     for position, column in enumerate(answer.values()):
         assert list(column.values()) == pytest.approx(expected[:, position], abs=1e-6)
+
+
+def test_a_champion_of_an_older_format_stands_in_nobodys_way(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It can no longer serve, so the next version takes over, and is measured without it."""
+    registry = Registry(played.config)
+    old, new = registry.version(1), registry.version(2)
+    read = checkpoint.load
+
+    def load(folder: Path) -> checkpoint.Ranker:
+        if folder == registry.checkpoint(old):
+            raise OldFormatError(f"{folder}: is of version 0")
+        return read(folder)
+
+    monkeypatch.setattr(checkpoint, "load", load)
+    monkeypatch.setattr(Registry, "champion", lambda self: old)
+    decision = promote._decide(played.config, registry, new, old, SECOND_NIGHT)
+    assert decision.promoted
+    assert "champion 1 cannot be tried" in decision.reason
+    click = evaluate.evaluate(played.config, SECOND_NIGHT)["tasks"]["click"]
+    assert "champion_auc" not in click
 
 
 def test_a_run_shows_its_config_numbers_pictures_and_inputs(played: Played) -> None:

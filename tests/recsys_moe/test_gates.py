@@ -86,6 +86,13 @@ def test_sigmoid_scores(renormalise: bool) -> None:
     assert torch.allclose(gates(x, segment).weights, expected)
 
 
+def test_sigmoid_scores_that_are_all_tiny_still_sum_to_1() -> None:
+    gates = gates_of(Gating(score="sigmoid"), shared=0)
+    with torch.no_grad():
+        gates.offset -= 110.0
+    assert torch.allclose(route(gates).weights.sum(-1), torch.ones(200, 2))
+
+
 @pytest.mark.parametrize("balance", ["union", "task"])
 @pytest.mark.parametrize("score", ["softmax", "sigmoid"])
 def test_balance_evens_a_skewed_load(balance: str, score: str) -> None:

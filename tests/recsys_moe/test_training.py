@@ -128,6 +128,22 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(encoder: 
     assert not dist.is_initialized()
 
 
+def test_a_batch_without_rows_is_said_before_it_reaches_the_weights(encoder: Encoder) -> None:
+    empty = encoder.to_batch(encoder.encode(raw_rows(10)).slice(0, 0))
+    with pytest.raises(UserError, match="step 0 has no rows"):
+        fit(encoder.config, TRAINING, encoder, lambda epoch: iter([empty]), steps_per_epoch=1)
+
+
+def test_a_segments_change_has_the_rank_that_was_asked_for(encoder: Encoder) -> None:
+    sizes = encoder.config.experts.model_copy(update={"segment_rank": 3})
+    config = encoder.config.model_copy(update={"experts": sizes})
+    narrow = Encoder(config, encoder.vocabularies, encoder.scalers, encoder.segment_names, encoder.label_means)
+    changes = fit_on(narrow, raw_rows(2_000), TRAINING).model.experts.segments
+    for down, up in zip(changes.down, changes.up, strict=True):
+        assert down.shape[-1] == up.shape[1] == 8  # padded
+        assert torch.linalg.matrix_rank(down[1:].double() @ up[1:].double()).tolist() == [3, 3, 3]
+
+
 def test_nothing_to_train_on_is_said(encoder: Encoder) -> None:
     with pytest.raises(UserError, match="nothing to train on"):
         fit(encoder.config, TRAINING, encoder, lambda epoch: iter(()), steps_per_epoch=0)
