@@ -74,7 +74,8 @@ def run(name: str, words: Sequence[str]) -> str:
 
 def main(words: Sequence[str]) -> int:
     """Print a benchmark's result, or the list of benchmarks; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(message)s")
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    logging.getLogger("benchmarks").setLevel(logging.INFO)  # torchrec and fbgemm have much to say at this level
     if not words or words[0] in ("-h", "--help"):
         print(listing())
         return 0

@@ -247,7 +247,6 @@ def run(seeds: int, newcomer_seeds: int, rows: int, newcomer_rows: int) -> dict[
     """
     if min(seeds, newcomer_seeds) < 2 or min(rows, newcomer_rows) < 10_000:
         raise UserError("--seeds and --newcomer-seeds must be at least 2, --rows and --newcomer-rows at least 10000")
-    logging.getLogger("torchrec").setLevel(logging.WARNING)
     start, size = time.perf_counter(), Size(rows, newcomer_rows)
     return {
         "benchmark": "segments",
@@ -279,7 +278,7 @@ def table(result: Mapping[str, Any]) -> str:
 
 
 def _shown(value: Mapping[str, float], digits: int = 4) -> str:
-    return f"{value['mean']:.{digits}f} ± {value['high'] - value['mean']:.{digits}f}"
+    return f"{round(value['mean'], digits) + 0.0:.{digits}f} ± {value['high'] - value['mean']:.{digits}f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:

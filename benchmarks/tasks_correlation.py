@@ -273,7 +273,6 @@ def run(repeats: int = 20, steps: int = 2400, seed: int = 0, out: Path | None = 
         "label_pearson": [interval(pearson_R) for pearson_R in label_pearson(schedule)],
         "curve_steps": schedule.shown,
         "models": [report for report, _ in measured],
-        "threads": torch.get_num_threads(),
         "seconds": round(time.perf_counter() - start, 1),
     }
     if out is not None:
