@@ -29,7 +29,7 @@ class RoutingReport:
         load: [T, R] share of a task's choices that went to each routed expert; rows sum to 1.
         load_by_segment: [S, T, R] the same within each segment; NaN for a segment without rows.
         union_load: [R] share of the (row, expert) pairs that each routed expert ran, whichever task chose it.
-        weight: [T, E] mean gate weight of every expert; rows sum to 1.
+        weight: [T, E] mean gate weight of every expert; rows sum to 1 where gates renormalise.
         weight_by_segment: [S, T, E]; NaN for a segment without rows.
         rows: [S] rows of each segment.
         gate_distance: [T, T] mean over rows of the total variation between two tasks' weights: 0 where both use the
