@@ -18,9 +18,9 @@ def days_of(config: Recommender) -> list[date]:
         UserError: there is no day at all.
     """
     source = config.source.interactions
-    days = _days_of_files(source.path) if source.is_daily else _days_inside(config)
+    days = _days_of_files(source.title) if source.is_daily else _days_inside(config)
     if not days:
-        raise UserError(f"{source.path}: holds no day; check source.interactions.path and columns.timestamp")
+        raise UserError(f"{source.title}: holds no day; check source.interactions.path and columns.timestamp")
     return days
 
 

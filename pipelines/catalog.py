@@ -7,7 +7,16 @@ from dataclasses import dataclass
 from datetime import date
 
 from pipelines import sources
-from pipelines.config import DERIVED_COLUMNS, Recommender, Source, feature_columns, history_feature, segment_columns
+from pipelines.config import (
+    DERIVED_COLUMNS,
+    Recommender,
+    Source,
+    feature_columns,
+    history_feature,
+    last_seen_feature,
+    request_columns,
+    segment_columns,
+)
 from recsys_moe.config import Feature, ModelConfig, Side, Task
 from recsys_moe.errors import UserError
 
@@ -16,8 +25,9 @@ def log_columns(config: Recommender) -> list[str]:
     """The columns that every interaction must have: who, what, when, and the labels."""
     columns = config.columns
     split = config.evaluation.split
-    wanted = [columns.user, columns.item, columns.timestamp.name, *(task.label for task in config.tasks)]
+    wanted = [columns.user, columns.item, columns.timestamp.name, *config.label_columns]
     wanted += [*columns.unique, *([split.column] if split.by == "column" else [])]
+    wanted += [*([columns.weight] if columns.weight else []), *request_columns(config)]
     return list(dict.fromkeys(wanted))
 
 
@@ -109,7 +119,17 @@ def model_features(config: Recommender, sides: Sides) -> tuple[Feature, ...]:
     """The features of a recommender, history included, as the model knows them."""
     of = sides.by_column
     written = config.features
-    features = [Feature(name=c, kind="categorical", side=of[c], from_keys=(c,)) for c in written.categorical]
+    features = [
+        Feature(
+            name=f.name,
+            kind="categorical",
+            side=of[f.name],
+            from_keys=(f.name,),
+            hash_buckets=f.hash_buckets,
+            min_count=f.min_count,
+        )
+        for f in written.categorical
+    ]
     features += [Feature(name=c, kind="multivalued", side=of[c], from_keys=(c,)) for c in written.multivalued]
     for numeric in written.numeric:
         source = numeric.days_since or numeric.name
@@ -139,6 +159,12 @@ def _history_features(config: Recommender, sides: Sides) -> list[Feature]:
                 Feature(name=history_feature(key, days, f"{task.name}_rate"), kind="numeric", side=side, from_keys=key)
                 for task in config.tasks
             ]
+        if history.days_since_last:
+            name = last_seen_feature(key)
+            features.append(Feature(name=name, kind="numeric", side=side, transform="log1p", from_keys=key))
+    for recent in history.recent:
+        side = sides.of_key((recent.key,))
+        features.append(Feature(name=recent.feature, kind="multivalued", side=side, from_keys=(recent.key,)))
     return features
 
 

@@ -112,6 +112,8 @@ def _reason(config: Recommender, ds: date, numeric: list[str]) -> str:
     if columns.late == "reject":
         rules.append((f"__day < DATE '{ds}'", "concat('late: event day ', CAST(__day AS VARCHAR))"))
     for task in config.tasks:
+        if task.label is None:
+            continue
         rules.append((not_a_number(task.label), complaint(task.label, "is no number")))
         if task.kind == "binary" and not task.has_rule:
             rules.append((f"({number(task.label)}) NOT IN (0, 1)", complaint(task.label, "is neither 0 nor 1")))

@@ -82,7 +82,7 @@ def _numeric(config: Recommender, columns: tuple[str, ...]) -> list[str]:
 
 def _accepted(connection: duckdb.DuckDBPyConnection, config: Recommender, path: Path) -> pa.Table:
     """The rows that hold, each event once. Labels are numbers; everything else stays text, as the model wants it."""
-    labels = list(dict.fromkeys(task.label for task in config.tasks))
+    labels = config.label_columns
     numbers = ", ".join(f"{contract.number(label)} AS {sql.name(label)}" for label in labels)
     stamp = config.columns.timestamp.name
     written = [stamp] if stamp.lower() == "event_time" else []

@@ -38,7 +38,7 @@ def column_names(config: Recommender) -> list[str]:
 
 def label_names(config: Recommender) -> dict[str, str]:
     """The label column of each action; one that the YAML leaves out is logged under its own name."""
-    return {action: action for action in ACTIONS} | {task.name: task.label for task in config.tasks}
+    return {action: action for action in ACTIONS} | {task.name: task.label for task in config.tasks if task.label}
 
 
 def make_day(config: Recommender, size: Simulation, market: world.Market, number: int) -> Day:

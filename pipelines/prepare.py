@@ -120,7 +120,7 @@ def _events(connection: duckdb.DuckDBPyConnection, config: Recommender, sides: S
             picked = ", ".join(sql.name(c) for c in (key, *found))
             joins += f" LEFT JOIN (SELECT {picked} FROM {relation}) AS {relation} USING ({sql.name(key)})"
     labels = ", ".join(f"{_label(config, task)} AS {sql.name(f'label_{task.name}')}" for task in config.tasks)
-    left_out = ", ".join(sql.name(c) for c in dict.fromkeys([*(t.label for t in config.tasks), "source_file"]))
+    left_out = ", ".join(sql.name(c) for c in [*config.label_columns, "source_file"])
     derived = derived_columns(connection, "log")
     return f"SELECT * EXCLUDE ({left_out}), {labels}{derived} FROM log{joins}"
 
@@ -139,6 +139,7 @@ def derived_columns(connection: duckdb.DuckDBPyConnection, relation: str) -> str
 
 def _label(config: Recommender, task: TaskSource) -> str:
     """An SQL expression: the task's label; null where the column is, or where the task it is given is not 1."""
+    assert task.label is not None
     value = sql.name(task.label)
     rules = [f"{value} >= {task.at_least}"] if task.at_least is not None else []
     rules += [f"{value} <= {task.at_most}"] if task.at_most is not None else []

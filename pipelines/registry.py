@@ -55,7 +55,7 @@ def tracking_uri(config: Recommender) -> str:
 
 
 def _local_store(config: Recommender) -> Path:
-    return Path(config.storage).parent / "mlflow"
+    return config.workspace.parent / "mlflow"
 
 
 def _track_at(uri: str) -> None:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 def truth_path(config: Recommender, ds: date) -> Path:
     """Where the true probabilities of day `ds` lie."""
-    return Path(config.storage) / "truth" / f"{ds.isoformat()}.parquet"
+    return config.workspace / "truth" / f"{ds.isoformat()}.parquet"
 
 
 def simulate(config: Recommender) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def simulate(config: Recommender) -> dict[str, Any]:
 
 
 def _write_csv(table: pa.Table, source: Source, ds: date) -> str:
-    path = source.path_for(ds)
+    path = Path(source.path_for(ds))
     options = pa_csv.WriteOptions(delimiter=source.delimiter or ",", quoting_style="none", quoting_header="none")
     _publish(path, lambda unfinished: pa_csv.write_csv(table, unfinished, options))
     return str(path)
@@ -101,8 +101,8 @@ def _check_paths(config: Recommender) -> None:
         raise UserError("source: simulate writes one file of users and one of items; name exactly one of each")
     named = {"interactions": sources.interactions, "users": sources.users[0], "items": sources.items[0]}
     for where, source in named.items():
-        if "://" in source.path or not source.path.endswith(".csv") or source.file_format != "csv":
-            raise UserError(f"source.{where}.path: simulate writes plain .csv files here, not {source.path!r}")
+        if "://" in source.title or not source.title.endswith(".csv") or source.file_format != "csv":
+            raise UserError(f"source.{where}.path: simulate writes plain .csv files here, not {source.title!r}")
         if source.is_daily != (where == "interactions"):
             raise UserError(f"source.{where}.path: simulate puts {{ds}} into the path of interactions, and only there")
     if (sources.items[0].delimiter or ",") == config.features.separator:

@@ -46,7 +46,7 @@ def columns_of(source: Source, ds: date) -> list[str]:
     Raises:
         UserError: the file is missing, empty, or not of its format.
     """
-    path = _existing(source.path_for(ds))
+    path = _existing(Path(source.path_for(ds)))
     with _named(path):
         if source.file_format == "parquet":
             names = list(pyarrow.parquet.read_schema(path).names)
@@ -67,7 +67,7 @@ def read(source: Source, ds: date, wanted: Iterable[str]) -> RawFile:
     Raises:
         UserError: the file is missing, unreadable or not of its format, naming it.
     """
-    path = _existing(source.path_for(ds))
+    path = _existing(Path(source.path_for(ds)))
     columns = sorted(set(wanted))
     malformed: list[Malformed] = []
     with _named(path):

@@ -185,7 +185,7 @@ def _encoded(encoder: Encoder, days: Iterable[pa.Table], path: Path) -> pa.Table
 @contextmanager
 def _scratch(config: Recommender) -> Iterator[Path]:
     """A folder under the storage for what is only needed while training."""
-    root = Path(config.storage) / "scratch"
+    root = config.workspace / "scratch"
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix="train-", dir=root))
     try:

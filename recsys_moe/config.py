@@ -26,6 +26,9 @@ class Feature(Frozen):
     `side` says whose property it is; the first expert layer is linear in the three sides, so that batch scoring can
     do a user's and an item's share of the work once. `from_keys` are the raw columns that the value is made of (for
     a history feature its keys): hiding a segment hides every feature made of its columns.
+
+    A value seen `min_count` times (the model's where None) has a row of the embedding table; with `hash_buckets` there
+    is no vocabulary, and values share that many rows.
     """
 
     name: str
@@ -33,6 +36,8 @@ class Feature(Frozen):
     side: Side
     transform: Literal["none", "log1p"] = "none"
     from_keys: tuple[str, ...] = ()
+    hash_buckets: Annotated[int, Field(ge=2)] | None = None
+    min_count: PositiveInt | None = None
 
 
 class Task(Frozen):

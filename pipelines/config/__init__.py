@@ -1,19 +1,36 @@
 """One YAML describes a recommender: read, checked whole, and frozen before anything runs."""
 
+from pipelines.config.contract import (
+    ColumnRule,
+    Contract,
+    KeptNegatives,
+    Leaks,
+    MadeNegatives,
+    Retention,
+    Sampling,
+    Volume,
+)
 from pipelines.config.data import (
     DERIVED_COLUMNS,
+    CategoricalFeature,
     Columns,
     Features,
     History,
     NumericFeature,
-    Source,
-    Sources,
+    Recent,
     TaskSource,
-    Timestamp,
     history_feature,
+    last_seen_feature,
 )
 from pipelines.config.reading import json_schema, load
-from pipelines.config.recommender import RESERVED_COLUMNS, Recommender, feature_columns, segment_columns
+from pipelines.config.recommender import (
+    RESERVED_COLUMNS,
+    Recommender,
+    feature_columns,
+    request_columns,
+    segment_columns,
+)
+from pipelines.config.sources import OutcomeSource, Source, Sources, Timestamp
 from pipelines.config.steps import (
     Candidates,
     ColumnSplit,
@@ -31,16 +48,26 @@ __all__ = [
     "DERIVED_COLUMNS",
     "RESERVED_COLUMNS",
     "Candidates",
+    "CategoricalFeature",
+    "ColumnRule",
     "ColumnSplit",
     "Columns",
+    "Contract",
     "Evaluation",
     "Features",
     "Gate",
     "History",
+    "KeptNegatives",
+    "Leaks",
+    "MadeNegatives",
     "ModelShape",
     "NumericFeature",
+    "OutcomeSource",
     "RandomSplit",
+    "Recent",
     "Recommender",
+    "Retention",
+    "Sampling",
     "Schedule",
     "Scoring",
     "Simulation",
@@ -49,9 +76,12 @@ __all__ = [
     "TaskSource",
     "TimeSplit",
     "Timestamp",
+    "Volume",
     "feature_columns",
     "history_feature",
     "json_schema",
+    "last_seen_feature",
     "load",
+    "request_columns",
     "segment_columns",
 ]

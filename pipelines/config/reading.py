@@ -50,22 +50,38 @@ def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
     raw = dict(raw)
     if isinstance(raw.get("storage"), str):
         raw["storage"] = _inside_root(raw["storage"], folder)
+        if raw["storage"].startswith("s3://"):
+            raw["local"] = place(raw.get("local") or f"../var/{raw.get('name')}")
     if isinstance(raw.get("source"), dict):
         raw["source"] = {key: source(value) for key, value in raw["source"].items()}
     return raw
 
 
 def _inside_root(storage: str, folder: Path) -> str:
-    """The storage folder, made absolute; a YAML must not write where nobody expects it."""
+    """The storage folder, made absolute, or a place on S3; a YAML must not write where nobody expects it."""
+    root = os.environ.get("RECSYS_MOE_STORAGE_ROOT")
+    if storage.startswith("s3://"):
+        return _inside_bucket(storage, root)
     if "://" in storage:
-        raise UserError(f"storage: {storage!r} is no local folder; object stores are not read or written yet")
-    root = Path(os.environ.get("RECSYS_MOE_STORAGE_ROOT", folder.parent)).resolve()
+        raise UserError(f"storage: {storage!r} is neither a local folder nor a place on S3 (s3://bucket/…)")
+    local_root = Path(root or folder.parent).resolve()
     path = (folder / storage).resolve()
-    if path == root or not path.is_relative_to(root):
+    if path == local_root or not path.is_relative_to(local_root):
         raise UserError(
-            f"storage: {storage!r} leaves its root {root}; name a folder inside it, or set RECSYS_MOE_STORAGE_ROOT"
+            f"storage: {storage!r} leaves its root {local_root}; "
+            "name a folder inside it, or set RECSYS_MOE_STORAGE_ROOT"
         )
     return str(path)
+
+
+def _inside_bucket(storage: str, root: str | None) -> str:
+    bucket, *parts = storage.removeprefix("s3://").rstrip("/").split("/")
+    if not bucket or not parts or any(part in ("", ".", "..") for part in parts):
+        raise UserError(f"storage: {storage!r} should be a bucket and a folder in it, such as s3://bucket/folder")
+    clean = "s3://" + "/".join([bucket, *parts])
+    if root and not clean.startswith(root.rstrip("/") + "/"):
+        raise UserError(f"storage: {storage!r} leaves its root {root}; name a place inside it")
+    return clean
 
 
 def _first_problem(error: ValidationError) -> str:

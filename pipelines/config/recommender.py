@@ -3,33 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from pipelines.config.data import Columns, Features, Name, Sources, TaskSource, WrittenSegments, history_feature
+from pipelines.config.contract import Contract, Leaks, Retention, Sampling
+from pipelines.config.data import Columns, Features, TaskSource, history_feature, last_seen_feature
+from pipelines.config.segments import WrittenSegments
+from pipelines.config.sources import Name, Sources
 from pipelines.config.steps import Evaluation, ModelShape, Schedule, Scoring, Simulation
 from recsys_moe.config import BehaviouralSegments, Frozen, Segments, TrainingConfig
 
-RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight")
+RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight", "removed")
 """Columns that the tables add; a source may not bring its own. (The timestamp itself may be called event_time.)"""
 
 
 class Recommender(Frozen):
-    """A whole recommender."""
+    """A whole recommender.
+
+    `storage` holds its tables, in a folder or on S3; `local` is the folder for scratch files where that is on S3.
+    """
 
     name: Name
     storage: str
+    local: str | None = None
     source: Sources
     columns: Columns
     tasks: Annotated[tuple[TaskSource, ...], Field(min_length=1)]
     features: Features
+    contract: Contract = Contract()
+    leaks: Leaks = Leaks()
     segments: Segments | None = None
+    sampling: Sampling = Sampling()
     model: ModelShape = ModelShape()
     training: TrainingConfig = TrainingConfig()
     evaluation: Evaluation = Evaluation()
     scoring: Scoring = Scoring()
     schedule: Schedule | None = None
+    retention: Retention = Retention()
     simulation: Simulation | None = None
 
     @field_validator("segments", mode="before", json_schema_input_type=WrittenSegments | None)
@@ -47,10 +59,22 @@ class Recommender(Frozen):
     @model_validator(mode="after")
     def _names_agree(self) -> Self:
         _check_tasks(self)
+        _check_outcomes(self)
         _check_columns(self)
         _check_names(self)
         _check_experts(self)
         return self
+
+    @property
+    def label_columns(self) -> tuple[str, ...]:
+        """The columns of the log that hold labels, each once."""
+        return tuple(dict.fromkeys(task.label for task in self.tasks if task.label is not None))
+
+    @property
+    def workspace(self) -> Path:
+        """The local folder for what is only needed on this machine: the storage, or, where that is on S3, one beside
+        the YAML's folder."""
+        return Path(self.local or self.storage)
 
     @property
     def primary_task(self) -> str:
@@ -74,11 +98,26 @@ def _check_tasks(config: Recommender) -> None:
             raise ValueError(f"tasks.{task.name}.given: {task.given!r} is no task listed before it (there is {names})")
         if config.tasks[names.index(task.given)].kind != "binary":
             raise ValueError(f"tasks.{task.name}.given: {task.given!r} is no yes or no; name a binary task")
+    sampled = config.sampling.keep_negatives
+    history = config.features.history
     wanted = {"evaluation.gate.task": config.evaluation.gate.task}
+    wanted |= {"sampling.keep_negatives.task": sampled.task if sampled else None}
+    wanted |= {f"features.history.recent.{n}.task": r.task for n, r in enumerate(history.recent if history else ())}
     wanted |= {f"scoring.weights.{name}": name for name in config.scoring.weights or {}}
     for where, name in wanted.items():
         if name is not None and name not in names:
             raise ValueError(f"{where}: {name!r} is no task; there is {names}")
+
+
+def _check_outcomes(config: Recommender) -> None:
+    outcomes = {outcome.name: outcome for outcome in config.source.outcomes}
+    for task in config.tasks:
+        if task.outcome is not None and task.outcome not in outcomes:
+            raise ValueError(f"tasks.{task.name}.outcome: {task.outcome!r} is none of source.outcomes {[*outcomes]}")
+    sampled = config.sampling.keep_negatives
+    kinds = {task.name: task.kind for task in config.tasks}
+    if sampled is not None and kinds[sampled.task] != "binary":
+        raise ValueError(f"sampling.keep_negatives.task: {sampled.task!r} is no yes or no; name a binary task")
 
 
 def _check_experts(config: Recommender) -> None:
@@ -91,13 +130,13 @@ def _check_experts(config: Recommender) -> None:
 
 def _check_columns(config: Recommender) -> None:
     columns, features = config.columns, config.features
-    named = [*features.categorical, *features.multivalued, *(f.name for f in features.numeric)]
+    named = [*(f.name for f in features.categorical), *features.multivalued, *(f.name for f in features.numeric)]
     if not named:
         raise ValueError("features: name at least one categorical, multivalued or numeric column")
     doubled = _doubled(named)
     if doubled:
         raise ValueError(f"features: {doubled} stand twice; a column is one kind of feature")
-    labels = {task.label for task in config.tasks}
+    labels = set(config.label_columns)
     for what, column in (("user", columns.user), ("item", columns.item), ("timestamp", columns.timestamp.name)):
         if column in labels:
             raise ValueError(f"tasks: the label {column!r} is columns.{what}; a label is a column of its own")
@@ -105,6 +144,13 @@ def _check_columns(config: Recommender) -> None:
     leaks = sorted(labels & inputs)
     if leaks:
         raise ValueError(f"features: {leaks} is a task's label; a model must not read what it predicts")
+    late = sorted(set(columns.outcomes) & inputs)
+    if late:
+        raise ValueError(
+            f"features: {late} is in columns.outcomes; a model must not read what is known only afterwards"
+        )
+    if columns.weight in inputs | labels:
+        raise ValueError(f"columns.weight: {columns.weight!r} is a feature or a label; a weight is a column of its own")
     if columns.timestamp.name in inputs:
         raise ValueError(f"features: {columns.timestamp.name!r} is the event's time; use hour or weekday")
     for place, context in config.scoring.named_contexts.items():
@@ -118,7 +164,8 @@ def _check_names(config: Recommender) -> None:
     """Names that tables will hold side by side. SQL takes `Tab` and `tab` for one name, so they must not both be."""
     columns, split = config.columns, config.evaluation.split
     raw = [columns.user, columns.item, *columns.unique, *feature_columns(config)]
-    raw += [*(task.label for task in config.tasks), *([split.column] if split.by == "column" else [])]
+    raw += [*config.label_columns, *([split.column] if split.by == "column" else [])]
+    raw += [column for column in (columns.weight, *request_columns(config)) if column]
     stamp = columns.timestamp.name
     raw = [column for column in dict.fromkeys([stamp, *raw]) if column != stamp or stamp.lower() != "event_time"]
     made = [feature.name for feature in config.features.numeric if feature.days_since and feature.name not in raw]
@@ -146,15 +193,22 @@ def segment_columns(config: Recommender) -> tuple[str, ...]:
     return (config.columns.user,) if by_history else config.segments.columns
 
 
+def request_columns(config: Recommender) -> tuple[str, ...]:
+    """The columns of the log that outcomes are joined by, each once."""
+    return tuple(dict.fromkeys(outcome.request for outcome in config.source.outcomes if outcome.request))
+
+
 def feature_columns(config: Recommender) -> list[str]:
     """Every raw column that a feature, a history key or a segment is made of, each once."""
     features = config.features
     keys = features.history.keys if features.history else ()
+    recent = features.history.recent if features.history else ()
     columns = [
-        *features.categorical,
+        *(feature.name for feature in features.categorical),
         *features.multivalued,
         *(feature.days_since or feature.name for feature in features.numeric),
         *(column for key in keys for column in key),
+        *(column for one in recent for column in (one.key, one.of)),
         *segment_columns(config),
     ]
     return list(dict.fromkeys(columns))
@@ -164,7 +218,10 @@ def _history_features(config: Recommender) -> list[str]:
     history = config.features.history
     measures = ["rows", *(f"{task.name}_rate" for task in config.tasks)]
     windows = [(key, days) for key in history.keys for days in history.days] if history else []
-    return [history_feature(key, days, what) for key, days in windows for what in measures]
+    names = [history_feature(key, days, what) for key, days in windows for what in measures]
+    if history and history.days_since_last:
+        names += [last_seen_feature(key) for key in history.keys]
+    return [*names, *(recent.feature for recent in (history.recent if history else ()))]
 
 
 def _doubled(names: Iterable[str]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from pipelines.config.data import Column, Name
+from pipelines.config.sources import Column, Name
 from recsys_moe.config import Experts, Frozen, Gating, Share
 from recsys_moe.presets import PRESETS, with_preset
 

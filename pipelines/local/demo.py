@@ -34,7 +34,7 @@ def demo(keep_open: bool = False) -> int:
     """
     config = load(CONFIG)
     days = _days(config)
-    storage = Path(config.storage)
+    storage = config.workspace
     layout = Layout(home=REPOSITORY / "var" / "demo-airflow", configs=CONFIG.parent, mlflow=storage.parent / "mlflow")
     with only_user_of(layout.home):
         _start_over(layout, storage)

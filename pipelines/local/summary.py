@@ -103,7 +103,7 @@ def _top_list(config: Recommender, ds: date) -> Table:
 
 def _places(config: Recommender, layout: Layout) -> Table:
     table = Table.grid(padding=(0, 2))
-    table.add_row("[bold]Tables", _short(Path(config.storage) / "tables"))
+    table.add_row("[bold]Tables", _short(config.workspace / "tables"))
     table.add_row("[bold]Models and runs", f"{_short(layout.mlflow)}    to look at them: make up")
     table.add_row("[bold]Logs", f"{_short(layout.task_logs)} (tasks), {_short(layout.logs)} (services)")
     table.add_row("[bold]Config", _short(layout.configs / f"{config.name}.yaml"))

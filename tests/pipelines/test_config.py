@@ -113,7 +113,7 @@ def test_a_split_is_by_time_unless_it_says_otherwise(tmp_path: Path) -> None:
 )
 def test_paths_name_the_day(tmp_path: Path, path: str, file: str) -> None:
     source = read(tmp_path, source={"interactions": {"path": path}}).source.interactions
-    assert source.path_for(date(2026, 1, 31)) == tmp_path / "configs" / file
+    assert source.path_for(date(2026, 1, 31)) == str(tmp_path / "configs" / file)
     assert source.is_daily == (file != path)
 
 
@@ -199,8 +199,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"source\.interactions\.path: .*has \{date\}; a path may have \{ds\} or \{ds_nodash\}",
     ),
     "log far away": (
-        {"source": {"interactions": {"path": "s3://bucket/log.csv"}}},
-        r"source\.interactions\.path: 's3://bucket/log\.csv' is no local file",
+        {"source": {"interactions": {"path": "gs://bucket/log.csv"}}},
+        r"source\.interactions\.path: 'gs://bucket/log\.csv' is neither a local path nor",
     ),
     "user is the item": ({"columns": {**COLUMNS, "item": "u"}}, "columns: .*three columns, not 'u', 'u', 'at'"),
     "time is the user": ({"columns": {**COLUMNS, "user": "at"}}, "columns: .*three columns"),
@@ -320,7 +320,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "variable not set": ({"storage": "${NO_SUCH_VARIABLE_HERE}/x"}, r"storage: the environment has no NO_SUCH_VAR.*:-"),
     "storage leaves its root": ({"storage": "../../elsewhere"}, r"storage: .*leaves its root.*RECSYS_MOE_STORAGE_ROOT"),
     "storage is its root": ({"storage": ".."}, "storage: .*leaves its root"),
-    "storage far away": ({"storage": "s3://bucket/shop"}, "storage: 's3://bucket/shop' is no local folder"),
+    "storage far away": ({"storage": "gs://bucket/shop"}, "storage: 'gs://bucket/shop' is neither a local folder nor"),
+    "storage a whole bucket": (
+        {"storage": "s3://bucket"},
+        "storage: 's3://bucket' should be a bucket and a folder in it",
+    ),
+    "storage above its bucket": ({"storage": "s3://bucket/../x"}, "should be a bucket and a folder"),
 }
 
 
