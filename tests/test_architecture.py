@@ -27,7 +27,7 @@ MAX_FILE_LINES = 400
 ONLY_IN = {
     "airflow": ("dags/",),
     "mlflow": ("pipelines/registry.py", "pipelines/served_model.py"),
-    "deltalake": ("pipelines/tables.py",),
+    "deltalake": ("pipelines/tables/",),
     "pandas": ("pipelines/", "benchmarks/"),
     "duckdb": ("pipelines/", "benchmarks/"),
     "pyarrow": ("pipelines/", "benchmarks/", "recsys_moe/encoding/"),

@@ -21,7 +21,18 @@ from deltalake.exceptions import CommitFailedError, TableNotFoundError
 
 from recsys_moe.errors import UserError
 
-TableName = Literal["interactions", "rejected", "users", "items", "daily_counts", "examples", "scores"]
+TableName = Literal[
+    "interactions",
+    "outcomes",
+    "rejected",
+    "ingested",
+    "users",
+    "items",
+    "daily_counts",
+    "daily_recent",
+    "examples",
+    "scores",
+]
 
 # Without this, ordinary writes drop log entries older than 30 days, and with them versions that a model names.
 _CONFIGURATION: dict[str, str | None] = {"delta.enableExpiredLogCleanup": "false"}
