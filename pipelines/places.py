@@ -1,7 +1,7 @@
 """Where files lie: a local folder or S3, both as an Arrow file system and a path inside it.
 
-S3 is set up by the environment as the AWS tools read it: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`, and
-`AWS_ENDPOINT_URL` for a server of one's own.
+S3 is set up by the environment, as the AWS tools read it: `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_REGION`,
+and `AWS_ENDPOINT_URL` for a server of one's own.
 """
 
 from __future__ import annotations
