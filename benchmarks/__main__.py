@@ -21,7 +21,9 @@ USER_ERROR = 2
 
 BENCHMARKS: Mapping[str, str] = {
     "experts": "what a step of the mixture costs by the number of experts, chosen ones alone against all of them",
+    "ingest": "what reading, checking and publishing a day costs beside a bare conversion of its file",
     "kuairand": "six architectures on the same twelve real days, over several seeds",
+    "prepare": "rows a second and memory of preparing 30 days with history, and what one more day costs",
     "segments": "what experts per segment are worth, where tastes differ and where a segment is new",
     "tasks-correlation": "three ways to share experts between two tasks, by how related the tasks are (Ma et al. 2018)",
 }

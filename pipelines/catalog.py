@@ -17,7 +17,7 @@ from pipelines.config import (
     request_columns,
     segment_columns,
 )
-from recsys_moe.config import Feature, ModelConfig, Side, Task
+from recsys_moe.config import Feature, ModelConfig, SampledNegatives, Side, Task
 from recsys_moe.errors import UserError
 
 
@@ -40,41 +40,57 @@ class Files:
     items: tuple[tuple[str, ...], ...]
 
 
-def locate(config: Recommender, ds: date) -> Files:
-    """Find every column that the YAML names in the headers of day `ds`.
+def columns_of_log(config: Recommender, ds: date) -> tuple[str, ...]:
+    """The columns that come from the log: those that it must have, and what it has of the others.
 
-    A column that stands in several files is taken from the log first, then from the users, then from the items.
+    Raises:
+        UserError: it lacks one that it must have.
+    """
+    header = sources.columns_of(config.source.interactions, ds)
+    for column in log_columns(config):
+        if column not in header:
+            raise UserError(f"{_place(config.source.interactions, ds)}: has no column {column!r}; {_header(header)}")
+    others = [column for column in (*feature_columns(config), *config.contract.columns) if column in header]
+    return tuple(dict.fromkeys([*log_columns(config), *others]))
+
+
+def locate(config: Recommender, ds: date) -> Files:
+    """Find every column that the YAML names in the headers of day `ds`: in the log, else the users, else the items.
 
     Raises:
         UserError: a column is in none of them.
     """
-    log_header = sources.columns_of(config.source.interactions, ds)
-    log_path = config.source.interactions.path_for(ds)
-    for column in log_columns(config):
-        if column not in log_header:
-            raise UserError(f"{log_path}: has no column {column!r}; {_header(log_header)}")
-    wanted = [c for c in feature_columns(config) if c not in log_header and c not in DERIVED_COLUMNS]
+    from_log = columns_of_log(config, ds)
+    features = [c for c in feature_columns(config) if c not in from_log and c not in DERIVED_COLUMNS]
+    wanted = list(dict.fromkeys([*features, *(c for c in config.contract.columns if c not in from_log)]))
     users, wanted = _take(config.source.users, config.columns.user, wanted, ds)
     items, wanted = _take(config.source.items, config.columns.item, wanted, ds)
     if wanted:
-        raise UserError(f"features: {wanted} are columns of no source; {log_path}: {_header(log_header)}")
-    from_log = [column for column in feature_columns(config) if column in log_header]
-    return Files(tuple(dict.fromkeys([*log_columns(config), *from_log])), users, items)
+        log = config.source.interactions
+        where = "features" if wanted[0] in features else "contract.columns"
+        header = _header(sources.columns_of(log, ds))
+        raise UserError(f"{where}: {wanted} are columns of no source; {_place(log, ds)}: {header}")
+    return Files(from_log, users, items)
 
 
 def _take(
-    files: Iterable[Source], key: str, wanted: list[str], ds: date
+    found_in: Iterable[Source], key: str, wanted: list[str], ds: date
 ) -> tuple[tuple[tuple[str, ...], ...], list[str]]:
-    """What each file gives of `wanted`, with its key, and what is still wanted after them."""
+    """What each source gives of `wanted`, with its key, and what is still wanted after them."""
     taken = []
-    for source in files:
+    for source in found_in:
         header = sources.columns_of(source, ds)
         if key not in header:
-            raise UserError(f"{source.path_for(ds)}: has no column {key!r} to join by; {_header(header)}")
+            raise UserError(f"{_place(source, ds)}: has no column {key!r} to join by; {_header(header)}")
         found = tuple(column for column in wanted if column in header)
         taken.append((key, *found))
         wanted = [column for column in wanted if column not in found]
     return tuple(taken), wanted
+
+
+def _place(source: Source, ds: date) -> str:
+    """What messages call a source on a day."""
+    return source.path_for(ds) if source.path else source.title
 
 
 def _header(names: list[str]) -> str:
@@ -177,7 +193,7 @@ def model_config(config: Recommender, sides: Sides) -> ModelConfig:
     for column in segment_columns(config):
         if sides.by_column[column] == "item":
             raise UserError(f"segments.by: {column!r} is an item's column; segments are of users or of the moment")
-    shape = config.model
+    shape, kept = config.model, config.sampling.keep_negatives
     return ModelConfig(
         features=model_features(config, sides),
         tasks=tuple(Task(name=t.name, kind=t.kind, given=t.given, weight=t.weight) for t in config.tasks),
@@ -187,4 +203,5 @@ def model_config(config: Recommender, sides: Sides) -> ModelConfig:
         experts=shape.experts,
         gates=shape.gates,
         towers=shape.towers,
+        sampled=SampledNegatives(task=kept.task, share=kept.share) if kept else None,
     )

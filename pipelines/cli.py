@@ -152,6 +152,54 @@ def explain(
 
 
 @app.command()
+def profile(
+    config: Config,
+    start: Annotated[
+        str | None, typer.Option("--from", metavar="YYYY-MM-DD", help="The first day; --as-of alone if left out.")
+    ] = None,
+    as_of: Annotated[
+        str | None, typer.Option("--as-of", metavar="YYYY-MM-DD", help="The last day; the newest ingested if left out.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="The HTML file; one in the storage's folder `profile` if left out.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Write an HTML page about the ingested data of a day or a range: volumes, rates, drift, rejected rows."""
+    from pipelines.profile import profile as step
+
+    _call(
+        debug,
+        lambda: step(_load(config), _day(start, "--from") if start else None, _day(as_of) if as_of else None, out),
+    )
+
+
+@app.command()
+def maintain(
+    config: Config,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what there is to do now.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Remove days that the YAML's retention no longer keeps, and files that no kept version of a table needs."""
+    from pipelines.maintain import maintain as step
+
+    _call(debug, lambda: step(_load(config), dry_run))
+
+
+@app.command()
+def forget(
+    config: Config,
+    user: Annotated[str, typer.Option("--user", help="The user's id.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what there is to remove.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Take a user out of every table and each of its versions, and say which models have seen them."""
+    from pipelines.forget import forget as step
+
+    _call(debug, lambda: step(_load(config), user, dry_run))
+
+
+@app.command()
 def run(
     config: Config,
     start: Annotated[

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from datetime import date
+from collections.abc import Iterable
+from datetime import date, timedelta
 
-import duckdb
 import pyarrow as pa
 
 from pipelines import sql
-from pipelines.config import Recommender
-from pipelines.sources import ROW_NUMBER
+from pipelines.config import ColumnRule, Columns, Recommender, Timestamp
+from recsys_moe.config import BucketSegments
+
+Rule = tuple[str, str]
+"""An SQL condition that a bad row meets, and the SQL expression of its reason."""
 
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_DAY, _LAST_DAY = "1980-01-01", "2100-01-01"
@@ -52,13 +55,12 @@ def complaint(column: str, what: str) -> str:
     return f"concat({sql.text(f'{column} {what}: ')}, left({sql.name(column)}, 40))"
 
 
-def event_time(config: Recommender, kind: pa.DataType) -> str:
+def event_time(stamp: Timestamp, kind: pa.DataType) -> str:
     """An SQL expression: the cleaned timestamp column as a time, null where it is none or out of all reason.
 
     A column whose type (`kind`) is a time needs no unit. Text, or a time, without an offset is local time in
     `columns.timezone`, which is the connection's.
     """
-    stamp = config.columns.timestamp
     if stamp.unit == "iso" or pa.types.is_temporal(kind):
         value = f"TRY_CAST({sql.name(stamp.name)} AS TIMESTAMPTZ)"
     else:
@@ -68,54 +70,82 @@ def event_time(config: Recommender, kind: pa.DataType) -> str:
     return f"CASE WHEN {inside} THEN {value} END"
 
 
-def check_log(
-    connection: duckdb.DuckDBPyConnection, config: Recommender, ds: date, raw: pa.Table, numeric: list[str]
-) -> bool:
-    """Leave the day's rows in the table `checked`: cleaned text columns, `__time`, `__day`, `__reason`, `__copy`.
-
-    `__reason` is null for a row that holds; of those, `__copy` numbers the ones that share the key from 1. An export
-    of the whole history is cut to the rows whose event day is `ds`.
-
-    Returns: whether rows without a readable day belong to `ds`; those of a whole history go with its first day.
-    """
-    columns = [column for column in raw.column_names if column != ROW_NUMBER]
-    kinds = {column: raw.schema.field(column).type for column in columns}
-    missing, separator = config.columns.missing, config.features.separator
-    cleaned = ", ".join(f"{clean(c, kinds[c], missing, separator)} AS {sql.name(c)}" for c in columns)
-    time = event_time(config, kinds[config.columns.timestamp.name])
-    connection.register("raw", raw)
-    connection.execute(
-        f"CREATE TEMP TABLE timed AS WITH cleaned AS (SELECT {ROW_NUMBER}, {cleaned} FROM raw) "
-        f"SELECT *, {time} AS __time, CAST(__time AS DATE) AS __day FROM cleaned"
-    )
-    first = sql.value(connection, "SELECT min(__day) FROM timed")
-    undated = config.source.interactions.is_daily or first in (ds, None)
-    mine = "true" if config.source.interactions.is_daily else f"coalesce(__day = DATE '{ds}', {undated})"
-    key = ", ".join(sql.name(column) for column in config.columns.key)
-    copy = f"row_number() OVER (PARTITION BY __reason IS NULL, {key} ORDER BY {ROW_NUMBER})"
-    connection.execute(
-        f"CREATE TEMP TABLE checked AS WITH judged AS (SELECT *, {_reason(config, ds, numeric)} AS __reason "
-        f"FROM timed WHERE {mine}) SELECT *, {copy} AS __copy FROM judged"
-    )
-    return undated
+def numeric_columns(config: Recommender, columns: Iterable[str]) -> list[str]:
+    """Those of `columns` that are read as numbers: by the model, or as a row's weight."""
+    wanted = {f.name for f in config.features.numeric if not f.days_since}
+    by = config.segments.by if config.segments else None
+    if isinstance(by, BucketSegments):
+        wanted.add(by.column)
+    return [column for column in columns if column in wanted]
 
 
-def _reason(config: Recommender, ds: date, numeric: list[str]) -> str:
-    """The first rule that a row breaks, in words; null where none is broken."""
-    columns = config.columns
-    stamp = columns.timestamp.name
-    rules = [(f"{sql.name(c)} IS NULL", sql.text(f"{c} is null")) for c in (columns.user, columns.item, stamp)]
-    expected = "an ISO time" if columns.timestamp.unit == "iso" else f"a time in {columns.timestamp.unit}"
-    rules.append(("__time IS NULL", complaint(stamp, f"is not {expected} between 1980 and 2100")))
-    after = f"concat('event day ', CAST(__day AS VARCHAR), ' is after the day it came in, {ds}')"
-    rules.append((f"__day > DATE '{ds}'", after))
-    if columns.late == "reject":
-        rules.append((f"__day < DATE '{ds}'", "concat('late: event day ', CAST(__day AS VARCHAR))"))
+def log_rules(config: Recommender, ds: date, columns: Iterable[str]) -> list[Rule]:
+    """What a row of the log must keep. The relation has cleaned `columns`, and the event's time as `__time`."""
+    named = config.columns
+    stamp, columns = named.timestamp, list(columns)
+    rules = [is_null(column) for column in (named.user, named.item, stamp.name)]
+    rules += time_rules(stamp, named, ds)
     for task in config.tasks:
         if task.label is None:
             continue
         rules.append((not_a_number(task.label), complaint(task.label, "is no number")))
         if task.kind == "binary" and not task.has_rule:
             rules.append((f"({number(task.label)}) NOT IN (0, 1)", complaint(task.label, "is neither 0 nor 1")))
-    rules += [(not_a_number(column), complaint(column, "is no number")) for column in numeric]
-    return "CASE " + " ".join(f"WHEN {condition} THEN {reason}" for condition, reason in rules) + " END"
+    if named.weight is not None:
+        bad = f"{not_a_number(named.weight)} OR ({number(named.weight)}) < 0"
+        rules.append((bad, complaint(named.weight, "is no weight of 0 or more")))
+    return rules + value_rules(config, columns)
+
+
+def value_rules(config: Recommender, columns: Iterable[str]) -> list[Rule]:
+    """What the values of these columns must be: numbers where the model reads numbers, and the contract's rules."""
+    columns = list(columns)
+    rules = [(not_a_number(column), complaint(column, "is no number")) for column in numeric_columns(config, columns)]
+    for column in columns:
+        if column in config.contract.columns:
+            rules += _column_rules(column, config.contract.columns[column])
+    return rules
+
+
+def time_rules(stamp: Timestamp, columns: Columns, ds: date) -> list[Rule]:
+    """An event's time (`__time`) is a time, and lies in the day `ds` or, where late ones are accepted, before it."""
+    expected = "an ISO time" if stamp.unit == "iso" else f"a time in {stamp.unit}"
+    rules = [("__time IS NULL", complaint(stamp.name, f"is not {expected} between 1980 and 2100"))]
+    slack = f"INTERVAL {round(columns.tolerance_minutes * 60)} SECONDS"
+    day = "CAST(CAST(__time AS DATE) AS VARCHAR)"
+    after = f"concat('event day ', {day}, ' is after the day it came in, {ds}')"
+    rules.append((f"__time >= TIMESTAMPTZ '{ds + timedelta(days=1)}' + {slack}", after))
+    if columns.late == "reject":
+        rules.append((f"__time < TIMESTAMPTZ '{ds}' - {slack}", f"concat('late: event day ', {day})"))
+    return rules
+
+
+def reason(rules: Iterable[Rule]) -> str:
+    """An SQL expression: the reason of the first rule that a row breaks; null where none is broken."""
+    cases = " ".join(f"WHEN {condition} THEN {why}" for condition, why in rules)
+    return f"CASE {cases} END" if cases else "CAST(NULL AS VARCHAR)"
+
+
+def is_null(column: str) -> Rule:
+    """The rule that a cleaned column must say something."""
+    return f"{sql.name(column)} IS NULL", sql.text(f"{column} is null")
+
+
+def _column_rules(column: str, rule: ColumnRule) -> list[Rule]:
+    """The contract's rules for one column."""
+    quoted, value = sql.name(column), number(column)
+    rules = [] if rule.nullable else [is_null(column)]
+    if rule.type == "boolean":
+        rules.append((f"lower({quoted}) NOT IN ('0', '1', 'true', 'false')", complaint(column, "is no boolean")))
+    if rule.type in ("number", "integer"):
+        rules.append((not_a_number(column), complaint(column, "is no number")))
+    if rule.type == "integer":
+        rules.append((f"NOT regexp_full_match({quoted}, '[+-]?[0-9]+')", complaint(column, "is no whole number")))
+    if rule.min is not None:
+        rules.append((f"({value}) < {rule.min!r}", complaint(column, f"is below {rule.min:g}")))
+    if rule.max is not None:
+        rules.append((f"({value}) > {rule.max!r}", complaint(column, f"is above {rule.max:g}")))
+    if rule.allowed is not None:
+        allowed = ", ".join(map(sql.text, rule.allowed))
+        rules.append((f"{quoted} NOT IN ({allowed})", complaint(column, "is none of the allowed values")))
+    return rules

@@ -15,7 +15,7 @@ from pipelines import sql
 from pipelines.catalog import Sides
 from pipelines.config import Recommender
 from pipelines.prepare import sides_of, with_features
-from pipelines.tables import TableName, Tables
+from pipelines.tables import TableName, Tables, snapshots
 from recsys_moe.errors import UserError
 
 
@@ -44,10 +44,11 @@ def entity_rows(
 ) -> pa.Table:
     """A row for each user (with the moment's context columns) or each item, sorted by id.
 
-    They come from the users or items table of the day, or, where the YAML names no such file, from the log so far.
+    They come from the snapshot of users or items as of the day, or, where the YAML names no such file, from the log so
+    far.
 
     Raises:
-        UserError: the model reads a context column that the YAML gives no value.
+        UserError: the model reads a context column that the YAML gives no value, or no users (items) are known yet.
     """
     sides = sides_of(config, tables)
     _check_context(sides, moment)
@@ -72,7 +73,7 @@ def _readable_by(side: Literal["user", "item"], sides: Sides, key: tuple[str, ..
 
 def _known(tables: Tables, ds: date, name: TableName, key: str) -> pa.Table:
     if tables.exists(name):
-        return tables.read_day(name, ds).drop_columns(["ds"])
+        return snapshots.read(tables, name, ds)
     seen = tables.dataset("interactions").to_table(columns=[key], filter=pc.field("ds") <= ds)
     return seen.group_by(key).aggregate([])
 

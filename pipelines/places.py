@@ -21,7 +21,12 @@ def file_system(place: str | Path) -> tuple[pyarrow.fs.FileSystem, str]:
     text = str(place)
     if not text.startswith(S3):
         return pyarrow.fs.LocalFileSystem(), text
-    return _s3(os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")), text.removeprefix(S3)
+    return _s3(s3_endpoint()), text.removeprefix(S3)
+
+
+def s3_endpoint() -> str | None:
+    """The address of a server of one's own, or None for AWS."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
 
 
 def join(place: str | Path, *parts: str) -> str:

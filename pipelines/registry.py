@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import subprocess
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -21,6 +23,8 @@ os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
 
 import mlflow
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from matplotlib.figure import Figure
 from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
@@ -47,6 +51,24 @@ class Version:
     run_id: str
     as_of: date
     through: date
+
+
+@dataclass(frozen=True)
+class Training:
+    """A run that is kept, or whose model is registered, and what it learned from.
+
+    `versions` are the registered models that it made, `aliases` what each of them is called; `tables` the versions of
+    tables that it read. It looked at the days up to `as_of`, the last `window` of them where that is not None, and
+    learned from those through `through`. A run that says no days has None for them.
+    """
+
+    run_id: str
+    versions: tuple[int, ...]
+    aliases: Mapping[int, tuple[str, ...]]
+    tables: Mapping[str, int]
+    as_of: date | None
+    through: date | None
+    window: int | None
 
 
 def tracking_uri(config: Recommender) -> str:
@@ -168,6 +190,29 @@ class Registry:
         as_of, through = date.fromisoformat(tags["as_of"]), date.fromisoformat(tags["trained_through"])
         return Version(number, run_id, as_of, through)
 
+    def trainings(self) -> list[Training]:
+        """All runs that are not deleted, and those of registered models in any case; oldest first."""
+        made: dict[str, list[int]] = {}
+        for version in self.client.search_model_versions(f"name = '{self.name}'"):
+            made.setdefault(str(version.run_id), []).append(int(version.version))
+        runs = [self.client.get_run(run_id) for run_id in dict.fromkeys([*self._kept_runs(), *made])]
+        runs.sort(key=lambda run: int(run.info.start_time))
+        aliases = self._aliases() if made else {}
+        return [_training(run, sorted(made.get(run.info.run_id, [])), aliases) for run in runs]
+
+    def _kept_runs(self) -> Iterator[str]:
+        token: str | None = None
+        while token != "":
+            page = self.client.search_runs([self.experiment_id], page_token=token)
+            yield from (str(run.info.run_id) for run in page)
+            token = page.token or ""
+
+    def _aliases(self) -> dict[int, list[str]]:
+        found: dict[int, list[str]] = {}
+        for alias, number in self.client.get_registered_model(self.name).aliases.items():
+            found.setdefault(int(number), []).append(alias)
+        return found
+
     def champion(self) -> Version | None:
         """The version that serves, or None before the first promotion."""
         try:
@@ -179,6 +224,18 @@ class Registry:
     def crown(self, version: Version) -> None:
         """Let `version` serve from now on."""
         self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+
+    def in_vocabulary(self, number: int, is_wanted: Callable[[str], bool], value: str) -> bool | None:
+        """Whether a version has a row of its own for `value` in a feature that is wanted; None where its files are
+        gone."""
+        place = f"models:/{self.name}/{number}/artifacts/checkpoint/vocabularies.parquet"
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                path = mlflow.artifacts.download_artifacts(place, dst_path=folder)
+                known = pq.read_table(path, filters=pc.field("value") == value)
+            except (MlflowException, OSError):
+                return None
+        return any(is_wanted(feature) for feature in known.column("feature").unique().to_pylist())
 
     def describe(self, version: Version, tags: Mapping[str, str]) -> None:
         """Put tags on a version and on its run."""
@@ -209,10 +266,10 @@ class Run:
         for start in range(0, len(kept), 1000):
             self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
 
-    def inputs(self, tables: Mapping[str, tuple[Path, int]]) -> None:
+    def inputs(self, tables: Mapping[str, tuple[str, int]]) -> None:
         """The tables, at their versions, that the run learned from. The run must be the active one."""
         for name, (path, version) in tables.items():
-            source = DeltaDatasetSource(path=str(path), delta_table_version=version)
+            source = DeltaDatasetSource(path=path, delta_table_version=version)
             dataset = MetaDataset(source, name=name, digest=f"v{version}")  # type: ignore[abstract]
             mlflow.log_input(dataset, context="training")
 
@@ -227,6 +284,22 @@ class Run:
     def picture(self, figure: Figure, path: str) -> None:
         """A picture."""
         self._client.log_figure(self.run_id, figure, path)
+
+
+def _training(run: mlflow.entities.Run, versions: list[int], aliases: Mapping[int, list[str]]) -> Training:
+    tags, params = run.data.tags, run.data.params
+    inputs = [found.dataset for found in run.inputs.dataset_inputs] if run.inputs else []
+    days = [date.fromisoformat(tags[tag]) if tag in tags else None for tag in ("as_of", "trained_through")]
+    parts = [params.get(f"evaluation.split.{part}_days", "") for part in ("train", "validation", "test")]
+    return Training(
+        run_id=str(run.info.run_id),
+        versions=tuple(versions),
+        aliases={version: tuple(sorted(aliases.get(version, []))) for version in versions},
+        tables={one.name: int(json.loads(one.source)["delta_table_version"]) for one in inputs},
+        as_of=days[0],
+        through=days[1],
+        window=sum(map(int, parts)) if all(part.isdigit() for part in parts) else None,
+    )
 
 
 def _milliseconds() -> int:

@@ -59,7 +59,7 @@ def score(config: Recommender, ds: date, model_version: int | None = None) -> di
         "rows": len(rows),
         "contexts": list(config.scoring.named_contexts),
         "model_version": version.number,
-        "table": str(tables.path("scores")),
+        "table": tables.path("scores"),
         "versions": {"scores": number},
     }
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipelines.config import ColumnSplit, RandomSplit, Recommender, TimeSplit
+from pipelines.config import ColumnSplit, KeptNegatives, RandomSplit, Recommender, TimeSplit
 from pipelines.tables import Tables
 from recsys_moe.errors import UserError
 
@@ -66,6 +66,15 @@ class Split:
             split = self.config.evaluation.split
             yield rows if isinstance(split, TimeSplit) else rows.filter(pa.array(_drawn(self.config, rows, parts)))
 
+    def rows_to_learn(self, tables: Tables, *parts: Part) -> Iterator[pa.Table]:
+        """The examples of some parts that a model is fitted to: all, or `sampling.keep_negatives`'s share of them.
+
+        What a model is judged by is never sampled: read that with `rows`.
+        """
+        sampled = self.config.sampling.keep_negatives
+        for rows in self.rows(tables, *parts):
+            yield rows if sampled is None else rows.filter(pa.array(_kept(self.config, sampled, rows)))
+
 
 def days_needed(config: Recommender) -> int:
     """How many prepared days a training takes at least."""
@@ -81,11 +90,24 @@ def _drawn(config: Recommender, rows: pa.Table, parts: tuple[Part, ...]) -> NDAr
         validation, test = values.isin(split.validation).to_numpy(), values.isin(split.test).to_numpy()
     else:
         assert isinstance(split, RandomSplit)
-        key = rows.select([config.columns.user, config.columns.item, "event_time"]).to_pandas()
-        hashed = pd.util.hash_pandas_object(key, index=False, hash_key=f"{split.seed:016d}").to_numpy()
-        share = hashed / 2.0**64
+        share = _draws(config, rows, f"{split.seed:016d}")
         test = share < split.test
         validation = ~test & (share < split.test + split.validation)
     found = {"train": ~test & ~validation, "validation": validation, "test": test}
     chosen: NDArray[np.bool_] = np.logical_or.reduce([found[part] for part in parts])
     return chosen
+
+
+def _kept(config: Recommender, sampled: KeptNegatives, rows: pa.Table) -> NDArray[np.bool_]:
+    """[rows] whether each is learned from: all but those whose label is 0 and whose draw is too high."""
+    is_negative = rows.column(f"label_{sampled.task}").to_pandas().eq(0.0).to_numpy()
+    # A key of its own: with the split's, rows that it put into one part would be drawn alike here.
+    kept: NDArray[np.bool_] = ~is_negative | (_draws(config, rows, f"keep{sampled.seed:012d}") < sampled.share)
+    return kept
+
+
+def _draws(config: Recommender, rows: pa.Table, key: str) -> NDArray[np.float64]:
+    """[rows] a number from 0 to 1 by a row's user, item and time, another with every `key` of 16 characters."""
+    values = rows.select([config.columns.user, config.columns.item, "event_time"]).to_pandas()
+    hashed = pd.util.hash_pandas_object(values, index=False, hash_key=key).to_numpy()
+    return hashed / 2.0**64

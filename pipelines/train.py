@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import figures
+from pipelines import figures, leaks
 from pipelines.catalog import model_config
 from pipelines.config import Recommender
 from pipelines.errors import NotDueError
@@ -58,12 +58,14 @@ def train(config: Recommender, as_of: date) -> dict[str, Any]:
     tables = Tables(config.storage)
     split = Split.of(config, tables.days("examples"), as_of)
     shape = model_config(config, sides_of(config, tables))
+    warnings = leaks.check(config, tables, split)
     fingerprint = _fingerprint(shape, config, tables, split)
     registry = Registry(config)
     version = registry.finished(fingerprint)
     repeated = version is not None
     if version is None:
         version = _train_anew(config, shape, tables, split, registry, fingerprint)
+    registry.describe(version, {"leaks": " | ".join(warnings)[:4000]} if warnings else {})
     return {
         "step": "train",
         "as_of": as_of.isoformat(),
@@ -71,6 +73,7 @@ def train(config: Recommender, as_of: date) -> dict[str, Any]:
         "run_id": version.run_id,
         "trained_through": version.through.isoformat(),
         "repeated": repeated,
+        "warnings": warnings,
         "versions": {"examples": tables.version("examples")},
     }
 
@@ -105,8 +108,8 @@ def _choose_and_fit(
 ) -> tuple[Encoder, Fitted]:
     """Fit on the training window to find the best epoch, then on train + validation for as many epochs."""
     training = config.training
-    encoder = Encoder.fit(shape, _batches(split.rows(tables, "train")))
-    rows = _encoded(encoder, split.rows(tables, "train"), scratch / "train.arrow")
+    encoder = Encoder.fit(shape, _batches(split.rows_to_learn(tables, "train")))
+    rows = _encoded(encoder, split.rows_to_learn(tables, "train"), scratch / "train.arrow")
     held_out = _encoded(encoder, split.rows(tables, "validation"), scratch / "validation.arrow")
     has_validation = held_out.num_rows > 0
     steps: list[dict[str, float]] = []
@@ -118,8 +121,8 @@ def _choose_and_fit(
     if not refit and best == training.epochs:
         return encoder, chosen
     if refit:
-        encoder = Encoder.fit(shape, _batches(split.rows(tables, "train", "validation")))
-        rows = _encoded(encoder, split.rows(tables, "train", "validation"), scratch / "refit.arrow")
+        encoder = Encoder.fit(shape, _batches(split.rows_to_learn(tables, "train", "validation")))
+        rows = _encoded(encoder, split.rows_to_learn(tables, "train", "validation"), scratch / "refit.arrow")
     again = training.model_copy(update={"epochs": best})
     return encoder, _fit(shape, again, encoder, rows, None, run, "refit", [])
 
@@ -195,12 +198,13 @@ def _scratch(config: Recommender) -> Iterator[Path]:
 
 
 def _fingerprint(shape: ModelConfig, config: Recommender, tables: Tables, split: Split) -> str:
-    """A digest of all that decides the result: the model, its training, the split and the days' examples."""
+    """A digest of all that decides the result: the model, its training, which examples of the days, and these."""
     parts = [
         str(_RECIPE),
         shape.model_dump_json(),
         config.training.model_dump_json(),
         config.evaluation.split.model_dump_json(),
+        str(config.sampling.keep_negatives),
         str(config.evaluation.refit),
         str(split.days),
         tables.fingerprint("examples", split.days),
@@ -214,6 +218,8 @@ def _params(config: Recommender) -> dict[str, object]:
     values: dict[str, object] = {"evaluation.refit": config.evaluation.refit}
     for where, part in chosen.items():
         values |= _flat(where, part.model_dump(mode="json"))
+    if config.sampling.keep_negatives is not None:
+        values |= _flat("sampling.keep_negatives", config.sampling.keep_negatives.model_dump(mode="json"))
     if config.segments is not None:
         values |= {"segments.by": config.segments.title, "segments.min_rows": config.segments.min_rows}
     return values

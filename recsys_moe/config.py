@@ -6,9 +6,18 @@ model can be built again from its folder alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Side = Literal["user", "item", "context"]
@@ -38,6 +47,12 @@ class Feature(Frozen):
     from_keys: tuple[str, ...] = ()
     hash_buckets: Annotated[int, Field(ge=2)] | None = None
     min_count: PositiveInt | None = None
+
+    @model_validator(mode="after")
+    def _numbers_are_not_hashed(self) -> Self:
+        if self.kind == "numeric" and self.hash_buckets is not None:
+            raise ValueError(f"{self.name}: hash_buckets is for ids and names, not for a numeric feature")
+        return self
 
 
 class Task(Frozen):
@@ -150,6 +165,17 @@ class Gating(Frozen):
     dense_warm_up: Share = 0.0
 
 
+class SampledNegatives(Frozen):
+    """The model is trained on a `share` of the rows whose label of `task` is 0, and on all others.
+
+    `task` is binary and given no other. What is served is corrected for it (see `RankingModel.corrected`), and in the
+    losses of tasks that are not given it the rows that were kept stand for those that were not.
+    """
+
+    task: str
+    share: Annotated[float, Field(gt=0.0, le=1.0)]
+
+
 class ModelConfig(Frozen):
     """Everything that decides the model's shape, apart from the fitted vocabularies."""
 
@@ -161,6 +187,7 @@ class ModelConfig(Frozen):
     experts: Experts = Experts()
     gates: Gating = Gating()
     towers: tuple[PositiveInt, ...] = (32,)
+    sampled: SampledNegatives | None = None
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -108,8 +108,7 @@ class _Mixture:
 
 
 def _logits(model: RankingModel, mixed: Tensor) -> Tensor:
-    logits: Tensor = model.towers(mixed.float())
-    return logits.double()
+    return model.corrected(model.towers(mixed.float())).double()
 
 
 def _all_outputs(model: RankingModel, x: Tensor, segment: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recsys_moe.config import Task
+from recsys_moe.config import SampledNegatives, Task
 from recsys_moe.model import log_probabilities
 
 LOG_HALF = -0.6931471805599453
@@ -38,6 +38,24 @@ def entire_space(labels: Tensor, mask: Tensor, tasks: Sequence[Task]) -> tuple[T
     return torch.stack(columns, 1), torch.stack(masks, 1)
 
 
+def sampling_weights(
+    labels: Tensor, mask: Tensor, weight: Tensor, tasks: Sequence[Task], ancestry: Tensor, sampled: SampledNegatives
+) -> Tensor:
+    """[B, T] how much the rows of a sample count for each task.
+
+    For tasks that are not given the sampled one, a row whose label of that is 0 stands for 1 / share rows. Those that
+    are learn the sample as it is, and are corrected when they are served (`RankingModel.corrected`).
+
+    Args:
+        labels, mask: [B, T]. weight: [B]. ancestry: [T, T], see `model.ancestry`.
+    """
+    position = [task.name for task in tasks].index(sampled.task)
+    drawn = mask[:, position] & (labels[:, position] == 0.0)
+    others = ancestry[:, position] == 0.0
+    stands_for = torch.where(drawn.unsqueeze(1) & others, 1.0 / sampled.share, 1.0)
+    return weight.unsqueeze(1) * stands_for
+
+
 def loss_sums(
     logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor, tasks: Sequence[Task], ancestry: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -47,7 +65,8 @@ def loss_sums(
     entire space), regressions squared error.
 
     Args:
-        logits, labels, mask: [B, T]. weight: [B]. ancestry: [T, T], see `model.ancestry`.
+        logits, labels, mask: [B, T]. weight: [B], or [B, T] where it differs by task. ancestry: [T, T], see
+            `model.ancestry`.
 
     Returns: two [T] sums; their ratio is the mean loss.
     """
@@ -58,5 +77,5 @@ def loss_sums(
     log_loss = -(labels * products + (1.0 - labels) * complements)
     is_regression = torch.tensor([task.kind == "regression" for task in tasks], device=logits.device)
     per_row = torch.where(is_regression, (logits - labels).square(), log_loss)
-    counted = mask * weight.unsqueeze(1)
+    counted = mask * (weight if weight.dim() == 2 else weight.unsqueeze(1))
     return (per_row * counted).sum(0), counted.sum(0)

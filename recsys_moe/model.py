@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from recsys_moe.batch import Batch
-from recsys_moe.config import ModelConfig, Task
+from recsys_moe.config import ModelConfig, SampledNegatives, Task
 from recsys_moe.errors import UserError
 from recsys_moe.experts import ExpertBank
 from recsys_moe.gates import Gates, Routing
@@ -38,6 +39,8 @@ class RankingModel(nn.Module):
         self.towers = Towers(len(config.tasks), (sizes.hidden[-1], *config.towers, 1))
         self.ancestry: Tensor
         self.register_buffer("ancestry", ancestry(config.tasks), persistent=False)
+        self.sampling_shift: Tensor
+        self.register_buffer("sampling_shift", sampling_shift(config.tasks, config.sampled), persistent=False)
 
     def inputs(self, batch: Batch) -> Tensor:
         """x [B, D]: pooled embeddings of all sparse features, then the dense ones."""
@@ -52,9 +55,17 @@ class RankingModel(nn.Module):
         """Logits [B, T] (a task with `given` has its conditional one) and the routing behind them."""
         return self.forward_inputs(self.inputs(batch), batch.segment)
 
+    def corrected(self, logits: Tensor) -> Tensor:
+        """Logits [B, T] as they are where no row was left out, of those of a model that was trained on a sample.
+
+        Where negatives were kept with chance w, odds are 1 / w times too high (King & Zeng 2001): the sampled task's
+        logit gets log w. Those of tasks given it are conditional on its positives, which are all there.
+        """
+        return logits if self.config.sampled is None else logits + self.sampling_shift.to(logits.device)
+
     def probabilities(self, logits: Tensor) -> Tensor:
         """[B, T] what is served: probabilities (for a task with `given` that of it and its parents), or the value."""
-        values = log_probabilities(logits, self.ancestry).exp()
+        values = log_probabilities(self.corrected(logits), self.ancestry).exp()
         regression = [task.kind == "regression" for task in self.config.tasks]
         return torch.where(torch.tensor(regression, device=logits.device), logits, values)
 
@@ -103,6 +114,26 @@ def ancestry(tasks: Sequence[Task]) -> Tensor:
             )
         matrix[position] += matrix[parent]
     return matrix
+
+
+def sampling_shift(tasks: Sequence[Task], sampled: SampledNegatives | None) -> Tensor:
+    """[T] what a logit is corrected by: log of the share of negatives that were kept, 0 for all but their task.
+
+    Raises:
+        UserError: their task is not there, is a regression or is given another. The last could not be corrected by a
+            shift: the losses are those of products, and the rows that a parent leaves out were not sampled.
+    """
+    shift = torch.zeros(len(tasks))
+    if sampled is None:
+        return shift
+    found = [p for p, task in enumerate(tasks) if task.name == sampled.task]
+    if not found or tasks[found[0]].kind != "binary" or tasks[found[0]].given is not None:
+        raise UserError(
+            f"sampling.keep_negatives.task: {sampled.task!r} must be a binary task that is given no other; "
+            "name the one that comes first, such as the click"
+        )
+    shift[found[0]] = math.log(sampled.share)
+    return shift
 
 
 def log_probabilities(logits: Tensor, ancestry: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from recsys_moe.config import ModelConfig, TrainingConfig
 from recsys_moe.embeddings import PlainEmbeddings, TorchrecEmbeddings
 from recsys_moe.encoding import Encoder
 from recsys_moe.errors import UserError
-from recsys_moe.losses import loss_sums
+from recsys_moe.losses import loss_sums, sampling_weights
 from recsys_moe.model import RankingModel
 from recsys_moe.routing import RoutingTally
 
@@ -41,7 +41,8 @@ class Fitted:
         model: plain weights on the CPU, in evaluation mode; the same in every process.
         history: one record per epoch: `epoch`, `step`, `loss`, `loss/<task>` and, where there is a validation set,
             `validation/loss` and `validation/loss/<task>`, all in nats per row, and the numbers of
-            `RoutingReport.summary` on it as `validation/experts/…`.
+            `RoutingReport.summary` on it as `validation/experts/…`. With `config.sampled`, `loss` is of the sample
+            that is trained on and `validation/loss` of all rows, as the model will be served.
     """
 
     model: RankingModel
@@ -71,7 +72,8 @@ def fit(
     same seed and input give the same weights, to the bit in one process on a CPU (with `experts.dispatch` set: `auto`
     times two ways, which round differently). `on_step` gets `step`, `epoch`, `loss`,
     `loss/<task>`, `grad_norm` and `rows`; `on_epoch` the records of `Fitted.history`. `steps_per_epoch` is what
-    `learning_rate_decay` and `gates.dense_warm_up` are shares of, times the epochs.
+    `learning_rate_decay` and `gates.dense_warm_up` are shares of, times the epochs. With `config.sampled`, `batches`
+    are of the rows that were kept, and `validation` of all.
 
     Raises:
         UserError: a loss is not finite (before it reaches the weights); there are no batches, or one without rows.
@@ -207,7 +209,7 @@ class _Trainer:
         for batch in batches:
             batch = batch.to(self.device)
             logits, routing = self.sharded(batch)
-            means.add(*self._global(*self._loss_sums(logits, batch)))
+            means.add(*self._global(*self._loss_sums(self.model.corrected(logits), batch, batch.weight)))
             tally.add(routing, batch.segment)
         tally.add_up_processes()
         return means.record() | {f"experts/{name}": value for name, value in tally.report().summary().items()}
@@ -236,7 +238,7 @@ class _Trainer:
         self.model.gates.all_chosen = self.step < round(self.config.gates.dense_warm_up * self.steps)
         batch = self.hiding(batch, training.seed, epoch, self.step, rank).to(self.device)
         logits, routing = self.sharded(batch)
-        sums, counts = self._loss_sums(logits, batch)
+        sums, counts = self._loss_sums(logits, batch, self._weights(batch))
         all_sums, all_counts = self._global(sums, counts)
         step = self._means()
         step.add(all_sums, all_counts)
@@ -270,9 +272,17 @@ class _Trainer:
             group["lr"] = share * self.training.embedding_learning_rate
         self.fused.step()  # the tables learn inside backward; this only hands the rate on
 
-    def _loss_sums(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _weights(self, batch: Batch) -> Tensor:
+        """How much the rows of a training batch, which may be a sample, count: [B], or [B, T]."""
+        if self.config.sampled is None:
+            return batch.weight
         ancestry = self.model.ancestry.to(self.device)
-        return loss_sums(logits, batch.labels, batch.label_mask, batch.weight, self.config.tasks, ancestry)
+        tasks, sampled = self.config.tasks, self.config.sampled
+        return sampling_weights(batch.labels, batch.label_mask, batch.weight, tasks, ancestry, sampled)
+
+    def _loss_sums(self, logits: Tensor, batch: Batch, weight: Tensor) -> tuple[Tensor, Tensor]:
+        ancestry = self.model.ancestry.to(self.device)
+        return loss_sums(logits, batch.labels, batch.label_mask, weight, self.config.tasks, ancestry)
 
     def _global(self, sums: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
         both = torch.stack([sums.detach(), counts])

@@ -96,7 +96,7 @@ class KeptNegatives(Frozen):
 
     task: Name
     share: Annotated[float, Field(gt=0.0, le=1.0)]
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=10**12)] = 0
 
 
 class Sampling(Frozen):

@@ -116,6 +116,12 @@ def _check_outcomes(config: Recommender) -> None:
             raise ValueError(f"tasks.{task.name}.outcome: {task.outcome!r} is none of source.outcomes {[*outcomes]}")
     sampled = config.sampling.keep_negatives
     kinds = {task.name: task.kind for task in config.tasks}
+    parents = {task.name: task.given for task in config.tasks}
+    if sampled is not None and parents[sampled.task] is not None:
+        raise ValueError(
+            f"sampling.keep_negatives.task: {sampled.task!r} is given {parents[sampled.task]!r}; "
+            "name a task that is given no other"
+        )
     if sampled is not None and kinds[sampled.task] != "binary":
         raise ValueError(f"sampling.keep_negatives.task: {sampled.task!r} is no yes or no; name a binary task")
 

@@ -15,10 +15,11 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
-import pyarrow.fs
-from deltalake import DeltaTable, write_deltalake
-from deltalake.exceptions import CommitFailedError, TableNotFoundError
+from deltalake import DeltaTable
+from deltalake.exceptions import TableNotFoundError
 
+from pipelines import places
+from pipelines.tables.publishing import DayWriter, Place, days_of
 from recsys_moe.errors import UserError
 
 TableName = Literal[
@@ -34,102 +35,67 @@ TableName = Literal[
     "scores",
 ]
 
-# Without this, ordinary writes drop log entries older than 30 days, and with them versions that a model names.
-_CONFIGURATION: dict[str, str | None] = {"delta.enableExpiredLogCleanup": "false"}
-_ATTEMPTS = 5
-
 
 class Tables:
     """The tables of one recommender.
 
     Args:
-        storage: the folder that holds them; made when something is first written.
+        storage: the folder that holds them, local or `s3://bucket/folder`; made when something is first written.
     """
 
     def __init__(self, storage: str | Path) -> None:
-        self.storage = Path(storage)
+        self.storage = str(storage)
 
-    def path(self, name: TableName) -> Path:
+    def path(self, name: TableName) -> str:
         """The folder of a table."""
-        return self.storage / "tables" / name
+        return places.join(self.storage, "tables", name)
 
     def exists(self, name: TableName) -> bool:
         """Whether anything was ever written to the table."""
-        return DeltaTable.is_deltatable(str(self.path(name)))
+        return self.place(name).exists()
 
-    def replace_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
+    def place(self, name: TableName) -> Place:
+        """The ways to a table's log and files."""
+        return Place(self.path(name))
+
+    def replace_day(self, name: TableName, ds: date, rows: pa.Table | pa.RecordBatchReader) -> int:
         """Publish `rows` as the whole of day `ds`, at once. Returns the table's version that has them.
 
-        A day that has these very rows already is left as it is, so that a step run again changes nothing that was
-        derived from it. A write that lost to one of another day (both made the table, or added columns) is repeated.
+        Streams: files are written as the rows come, and seen by nobody before the end. A day that has these very rows
+        already is left as it is, so that a step run again changes nothing that was derived from it. A write that lost
+        to one of another day (both made the table, or added columns) is repeated.
 
         Raises:
             UserError: another process published the same day meanwhile; its rows stand. Or a column is of another
-                kind than in the table, which Delta would cast where it can: `007` would become 7.
+                kind than in the table.
         """
-        # In one piece: the writer makes a file of each chunk, and files come back in any order.
-        rows = rows.append_column("ds", pa.repeat(pa.scalar(ds, pa.date32()), len(rows))).combine_chunks()
-        if (version := self.version(name)) is not None:
-            self._check_columns(name, rows.schema)
-            if _same(self.read_day(name, ds), rows):
-                return version
-        before = self.fingerprint(name, [ds])
-        for _ in range(_ATTEMPTS):
-            try:
-                return self._overwrite_day(name, ds, rows)
-            except CommitFailedError:
-                if self.fingerprint(name, [ds]) != before:
-                    break
-        raise UserError(
-            f"{self.path(name)}: another run published {ds} of {name} at the same time and won; run this step again"
-        )
+        with self.day_writer(name, ds, rows.schema) as writer:
+            for piece in [rows] if isinstance(rows, pa.Table) else rows:
+                writer.write(piece)
+            return writer.publish()
 
-    def _overwrite_day(self, name: TableName, ds: date, rows: pa.Table) -> int:
-        """One try. The table is made first and empty: without it there is no condition to overwrite by, and a table
-        that another process makes in the meantime would be overwritten whole."""
-        path = str(self.path(name))
-        if not self.exists(name):
-            DeltaTable.create(path, rows.schema, mode="ignore", partition_by=["ds"], configuration=_CONFIGURATION)
-        table = DeltaTable(path)
-        write_deltalake(table, rows, mode="overwrite", predicate=f"ds = '{ds.isoformat()}'", schema_mode="merge")
-        return table.version()
-
-    def _check_columns(self, name: TableName, new: pa.Schema) -> None:
-        old = {field.name.lower(): field for field in self.dataset(name).schema}
-        for field in new:
-            known = old.get(field.name.lower(), field)
-            was, now = _kind(known.type), _kind(field.type)
-            if known.name != field.name:
-                problem = f"was called {known.name!r} before"
-            elif was != now and not pa.types.is_null(field.type):
-                problem = f"holds {was} and would now get {now}"
-            else:
-                continue
-            raise UserError(
-                f"{self.path(name)}: column {field.name!r} {problem}; where the YAML has changed, give it "
-                "a new storage folder, or remove this one"
-            )
+    def day_writer(self, name: TableName, ds: date, schema: pa.Schema) -> DayWriter:
+        """The same in pieces, for rows that a step makes for several tables at once:
+        `with tables.day_writer(…) as writer: writer.write(batch); version = writer.publish()`."""
+        return DayWriter(self.place(name), ds, schema)
 
     def version(self, name: TableName) -> int | None:
         """The table's newest version, or None where there is no table."""
-        return self._open(name, None).version() if self.exists(name) else None
+        found = self.place(name).find()
+        return found.version() if found else None
 
     def days(self, name: TableName) -> list[date]:
         """The days that have rows, oldest first."""
-        if not self.exists(name):
-            return []
-        return sorted({date.fromisoformat(part["ds"]) for part in self._open(name, None).partitions()})
+        found = self.place(name).find()
+        return days_of(found) if found else []
 
-    def dataset(self, name: TableName, version: int | None = None) -> pyarrow.dataset.Dataset:
+    def dataset(self, name: TableName, version: int | None = None) -> pyarrow.dataset.FileSystemDataset:
         """The table as an Arrow dataset, to be filtered and read in streams.
 
         Raises:
             UserError: there is no such table yet.
         """
-        table = self._open(name, version)
-        # Arrow's own file system, not delta-rs's: with the latter some interpreters abort at exit (decision 0003).
-        folder = pyarrow.fs.SubTreeFileSystem(str(self.path(name)), pyarrow.fs.LocalFileSystem())
-        return table.to_pyarrow_dataset(filesystem=folder)
+        return self.place(name).dataset(self.delta(name, version))
 
     def read_day(self, name: TableName, ds: date, columns: list[str] | None = None) -> pa.Table:
         """One day's rows; empty where the day has none."""
@@ -141,43 +107,22 @@ class Tables:
         Files of a table are never changed, only added and removed, so their names stand for their content.
         """
         wanted = {f"ds={day.isoformat()}" for day in days}
-        paths = self._open(name, None).file_uris() if self.exists(name) else []
+        found = self.place(name).find()
+        paths = found.file_uris() if found else []
         names = sorted("/".join(Path(path).parts[-2:]) for path in paths)
         chosen = [path for path in names if path.split("/")[0] in wanted]
         return hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:16]
 
-    def _open(self, name: TableName, version: int | None) -> DeltaTable:
+    def delta(self, name: TableName, version: int | None = None) -> DeltaTable:
+        """The table in Delta's terms, at its newest version or another.
+
+        Raises:
+            UserError: there is no such table yet.
+        """
         try:
-            return DeltaTable(str(self.path(name)), version=version)
+            return self.place(name).open(version)
         except TableNotFoundError:
             step = {"interactions": "ingest", "users": "ingest", "items": "ingest", "scores": "score"}
             raise UserError(
                 f"{self.path(name)}: there is no table {name} yet; run `recsys-moe {step.get(name, 'prepare')}` first"
             ) from None
-
-
-def _same(old: pa.Table, new: pa.Table) -> bool:
-    """Whether a day's rows are the new ones, in the same order; columns that other days brought are null."""
-    others = [column for column in old.column_names if column not in new.column_names]
-    if len(old) != len(new) or any(old.column(column).null_count < len(old) for column in others):
-        return False
-    kinds = [old.schema.field(column) for column in new.column_names if column in old.column_names]
-    if len(kinds) < new.num_columns:
-        return False
-    try:
-        return bool(old.select(new.column_names).equals(new.cast(pa.schema(kinds))))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
-        return False
-
-
-def _kind(column: pa.DataType) -> str:
-    """What a column holds, in a word; how it is stored does not matter."""
-    if pa.types.is_dictionary(column):
-        return _kind(column.value_type)
-    if pa.types.is_string(column) or pa.types.is_large_string(column) or pa.types.is_string_view(column):
-        return "text"
-    if pa.types.is_integer(column) or pa.types.is_floating(column):
-        return "numbers"
-    if pa.types.is_timestamp(column):
-        return "times"
-    return "lists" if pa.types.is_nested(column) else str(column)

@@ -23,6 +23,12 @@ def canonical(values: pa.Array) -> pa.Array:
 
     pandas turns whole numbers into floats where one is missing; a served row must still find its vocabulary entry.
     """
+    spelled = canonical_dictionary(values)
+    return spelled.dictionary.take(spelled.indices)
+
+
+def canonical_dictionary(values: pa.Array) -> pa.DictionaryArray:
+    """`canonical`, without writing out every row: the dictionary may hold a spelling twice, and null."""
     if not pa.types.is_dictionary(values.type):
         values = values.dictionary_encode()
     distinct = values.dictionary
@@ -36,7 +42,7 @@ def canonical(values: pa.Array) -> pa.Array:
         distinct = pc.cast(distinct, pa.string())
         distinct = pc.replace_substring_regex(distinct, r"^(-?\d+)\.0+$", r"\1")
         distinct = pc.if_else(pc.equal(distinct, ""), None, distinct)
-    return distinct.take(values.indices)
+    return pa.DictionaryArray.from_arrays(values.indices, distinct)
 
 
 def block_of(table: RawTable, start: int, rows: int = BLOCK_ROWS) -> pa.RecordBatch:

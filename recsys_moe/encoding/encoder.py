@@ -22,14 +22,16 @@ from recsys_moe.encoding.columns import (
     BLOCK_ROWS,
     RawTable,
     block_of,
-    canonical,
+    canonical_dictionary,
     flat_list,
     optional_numbers,
     raw_column,
     transformed,
     whole_array,
 )
-from recsys_moe.encoding.fitting import Fitting, numeric_features, sparse_features
+from recsys_moe.encoding.fitting import Fitting, numeric_features, sparse_features, vocabulary_features
+from recsys_moe.encoding.growing import check_same_shape, grown
+from recsys_moe.encoding.hashing import bucket_of
 from recsys_moe.encoding.moments import Scaler
 from recsys_moe.encoding.segments import UNKNOWN, segment_keys
 from recsys_moe.errors import UserError
@@ -57,26 +59,41 @@ class Encoder:
         self.behaviour = behaviour
 
     @classmethod
-    def fit(cls, config: ModelConfig, batches: Iterable[pa.RecordBatch]) -> Self:
+    def fit(cls, config: ModelConfig, batches: Iterable[pa.RecordBatch], previous: Encoder | None = None) -> Self:
         """Fit on raw rows in one pass; memory follows the number of distinct values, not of rows.
 
         Segments by behaviour are fitted on a sample of `behaviour.SAMPLE_ROWS` rows, and whether one has `min_rows`
         is told from its share of that; with fewer rows than that, all of them are the sample.
 
+        With a `previous` encoder, whose model is to be trained further, every value and segment that it knows keeps
+        its index, seen again or not; new ones come after them. Groups of behaviour stay as they are. Scalers are
+        those of the new rows, so that inputs stay in range as the data drift; where a number has no value among them,
+        that of before.
+
         Raises:
-            UserError: a raw column is missing or cannot be read as its kind; there are no rows.
+            UserError: a raw column is missing or cannot be read as its kind; there are no rows; `previous` is of other
+                features or segments.
         """
-        fitting = Fitting(config)
+        if previous is not None:
+            check_same_shape(previous.config, config)
+        fitting = Fitting(config, previous.behaviour if previous else None)
         for batch in batches:
             fitting.add(batch)
         if not fitting.rows:
             raise UserError("the training window has no rows; ingest its days, or widen it")
-        return cls(config, *fitting.result())
+        found = fitting.result()
+        vocabularies, names = found.vocabularies, found.segment_names
+        scalers = {f.name: Scaler() for f in numeric_features(config)} | found.scalers
+        if previous is not None:
+            vocabularies = {name: grown(previous.vocabularies[name], new) for name, new in vocabularies.items()}
+            scalers = previous.scalers | found.scalers
+            names = list(dict.fromkeys([*previous.segment_names, *names]))
+        return cls(config, vocabularies, scalers, names, found.label_means, found.behaviour)
 
     @property
     def vocab_sizes(self) -> tuple[int, ...]:
         """Rows of each sparse feature's table, index 0 (unknown, missing) included."""
-        return tuple(len(self.vocabularies[f.name]) + 1 for f in sparse_features(self.config))
+        return tuple(1 + (f.hash_buckets or len(self.vocabularies[f.name])) for f in sparse_features(self.config))
 
     @property
     def num_dense(self) -> int:
@@ -188,7 +205,7 @@ class Encoder:
         table = pq.read_table(folder / "vocabularies.parquet")
         vocabularies = {
             f.name: whole_array(table.filter(pc.equal(table["feature"], f.name)), "value")
-            for f in sparse_features(config)
+            for f in vocabulary_features(config)
         }
         scalers = {name: Scaler(**values) for name, values in fitted["scalers"].items()}
         by = config.segments.by if config.segments else None
@@ -214,16 +231,24 @@ class Encoder:
         kind = pa.int32() if feature.kind == "categorical" else pa.list_(pa.int32())
         if not wanted:
             return pa.nulls(block.num_rows, kind)
-        vocabulary = self.vocabularies[feature.name]
         if feature.kind == "categorical":
-            return look_up(canonical(raw_column(block, feature.name)), vocabulary)
+            return self._index_of(raw_column(block, feature.name), feature)
         values, lengths = flat_list(block, feature.name)
-        known = look_up(canonical(values), vocabulary).to_numpy()
+        known = self._index_of(values, feature).to_numpy()
         # A row without any value keeps one index 0, so that "nothing there" has an embedding of its own.
         starts = np.cumsum(lengths) - lengths
         known = np.insert(known, starts[lengths == 0], 0)
         offsets = np.concatenate([[0], np.cumsum(np.maximum(lengths, 1))]).astype(np.int32)
         return pa.ListArray.from_arrays(pa.array(offsets), pa.array(known.astype(np.int32)))
+
+    def _index_of(self, values: pa.Array, feature: Feature) -> pa.Array:
+        """Indices of raw values; each distinct one is looked up, or hashed, once."""
+        spelled = canonical_dictionary(values)
+        if feature.hash_buckets is None:
+            distinct = look_up(spelled.dictionary, self.vocabularies[feature.name])
+        else:
+            distinct = bucket_of(spelled.dictionary, feature.hash_buckets)
+        return distinct.take(spelled.indices).fill_null(0)
 
     def _dense(self, block: pa.RecordBatch, sides: Sequence[Side]) -> pa.Array:
         features = numeric_features(self.config)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,6 +20,11 @@ COMPACT_ROWS = 1 << 20
 def sparse_features(config: ModelConfig) -> list[Feature]:
     """Categorical and multivalued features, in the config's order: the F of every shape."""
     return [f for f in config.features if f.kind != "numeric"]
+
+
+def vocabulary_features(config: ModelConfig) -> list[Feature]:
+    """Those of the sparse features that have a vocabulary: the others are hashed."""
+    return [f for f in sparse_features(config) if f.hash_buckets is None]
 
 
 def numeric_features(config: ModelConfig) -> list[Feature]:
@@ -51,17 +58,22 @@ class Counts:
 
 
 class SegmentCounts:
-    """Which segments have rows enough: their keys counted, or, for behaviour, its groups fitted on a sample."""
+    """Which segments have rows enough: their keys counted, or, for behaviour, its groups fitted on a sample.
 
-    def __init__(self, segments: Segments) -> None:
-        self._config, self._counts = segments, Counts()
-        self._sample = BehaviourSample(segments.by) if isinstance(segments.by, BehaviouralSegments) else None
+    Where groups of behaviour are known already, these are counted.
+    """
+
+    def __init__(self, segments: Segments, behaviour: Behaviour | None) -> None:
+        self._config, self._behaviour, self._counts = segments, behaviour, Counts()
+        self._sample = None
+        if isinstance(segments.by, BehaviouralSegments) and behaviour is None:
+            self._sample = BehaviourSample(segments.by)
 
     def add(self, batch: pa.RecordBatch) -> None:
         if self._sample is not None:
             self._sample.add(batch)
             return
-        for keys in segment_keys(self._config, batch):
+        for keys in segment_keys(self._config, batch, self._behaviour):
             self._counts.add(keys)
 
     def result(self) -> tuple[list[str], Behaviour | None]:
@@ -69,24 +81,43 @@ class SegmentCounts:
         minimum = self._config.min_rows
         if self._sample is None:
             names = self._counts.frequent(minimum).to_pylist()
-            return [name for name in names if name != UNKNOWN], None
+            return [name for name in names if name != UNKNOWN], self._behaviour
         behaviour, rows = self._sample.fitted()
         return [name for name, count in zip(behaviour.names, rows, strict=True) if count >= minimum], behaviour
 
 
-class Fitting:
-    """What one pass over the training window gathers."""
+@dataclass(frozen=True)
+class Found:
+    """What was found in the training window.
 
-    def __init__(self, config: ModelConfig) -> None:
+    Attributes:
+        vocabularies: by feature, the values that were seen often enough, the most frequent first.
+        scalers: by numeric feature, where it had a value at all.
+        segment_names: `unknown`, then those with rows enough, the largest first.
+        label_means: by task, where it had a label at all.
+        behaviour: the groups, where segments are made of them.
+    """
+
+    vocabularies: dict[str, pa.Array]
+    scalers: dict[str, Scaler]
+    segment_names: list[str]
+    label_means: dict[str, float]
+    behaviour: Behaviour | None
+
+
+class Fitting:
+    """What one pass over the training window gathers; groups of `behaviour` that are known stay as they are."""
+
+    def __init__(self, config: ModelConfig, behaviour: Behaviour | None = None) -> None:
         self.config, self.rows = config, 0
-        self._values = {f.name: Counts() for f in sparse_features(config)}
+        self._values = {f.name: Counts() for f in vocabulary_features(config)}
         self._moments = {f.name: Moments() for f in numeric_features(config)}
         self._labels = {task.name: Moments() for task in config.tasks}
-        self._segments = SegmentCounts(config.segments) if config.segments else None
+        self._segments = SegmentCounts(config.segments, behaviour) if config.segments else None
 
     def add(self, batch: pa.RecordBatch) -> None:
         self.rows += batch.num_rows
-        for feature in sparse_features(self.config):
+        for feature in vocabulary_features(self.config):
             many = feature.kind == "multivalued"
             values = flat_list(batch, feature.name)[0] if many else raw_column(batch, feature.name)
             self._values[feature.name].add(canonical(values))
@@ -103,9 +134,13 @@ class Fitting:
             defined = slice(None) if task.given is None else numbers[task.given] == 1.0
             self._labels[task.name].add(numbers[task.name][defined])
 
-    def result(self) -> tuple[dict[str, pa.Array], dict[str, Scaler], list[str], dict[str, float], Behaviour | None]:
-        vocabularies = {name: counts.frequent(self.config.min_count) for name, counts in self._values.items()}
-        scalers = {name: moments.scaler() for name, moments in self._moments.items()}
+    def result(self) -> Found:
+        minimum = {f.name: f.min_count or self.config.min_count for f in vocabulary_features(self.config)}
         segments, behaviour = self._segments.result() if self._segments else ([], None)
-        means = {name: moments.mean for name, moments in self._labels.items() if moments.count}
-        return vocabularies, scalers, [UNKNOWN, *segments], means, behaviour
+        return Found(
+            vocabularies={name: counts.frequent(minimum[name]) for name, counts in self._values.items()},
+            scalers={name: moments.scaler() for name, moments in self._moments.items() if moments.count},
+            segment_names=[UNKNOWN, *segments],
+            label_means={name: moments.mean for name, moments in self._labels.items() if moments.count},
+            behaviour=behaviour,
+        )

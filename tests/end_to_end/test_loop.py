@@ -17,7 +17,7 @@ import pytest
 
 from pipelines import evaluate, promote
 from pipelines.registry import Registry
-from pipelines.tables import Tables
+from pipelines.tables import Tables, snapshots
 from recsys_moe import checkpoint
 from recsys_moe.errors import OldFormatError
 from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call, call_step, small_demo
@@ -57,9 +57,10 @@ def test_first_version_is_promoted_and_the_next_only_if_it_is_better(played: Pla
 def test_every_user_has_a_full_list_unless_candidates_run_out(played: Played) -> None:
     scores = _scores(played, SECOND_NIGHT)
     top_n = played.config.scoring.top_n
-    users = set(Tables(played.config.storage).read_day("users", SECOND_NIGHT).column("user_id").to_pylist())
+    tables = Tables(played.config.storage)
+    users = set(snapshots.read(tables, "users", SECOND_NIGHT).column("user_id").to_pylist())
     assert set(scores["user_id"]) == users
-    items = set(Tables(played.config.storage).read_day("items", SECOND_NIGHT).column("item_id").to_pylist())
+    items = set(snapshots.read(tables, "items", SECOND_NIGHT).column("item_id").to_pylist())
     seen = _seen(played).groupby("user_id")["item_id"].agg(lambda found: len(items & set(found)))
     unseen = (len(items) - seen).reindex(sorted(users), fill_value=len(items))
     ranks = scores.groupby("user_id")["rank"].agg(lambda found: sorted(found) == list(range(1, len(found) + 1)))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import gzip
+import os
 import random
-from collections.abc import Callable
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.fs
 import pytest
 import yaml
 
 from pipelines.config import Recommender, load
-from pipelines.tables import TableName, Tables
+from pipelines.tables import TableName, Tables, snapshots
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -36,6 +41,7 @@ CONFIG: dict[str, Any] = {
     "segments": {"by": "tab", "min_rows": 1},
     "model": {"embedding_dim": 4, "experts": {"shared": 1, "routed": 2, "top_k": 1, "hidden": [8]}, "towers": [8]},
     "training": {"batch_size": 16},
+    "contract": {"max_rejected": 1.0},
     "scoring": {"context": {"tab": "home"}, "top_n": 3},
 }
 HEADER = "user,item,at,tab,clicked,liked"
@@ -107,9 +113,54 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 @pytest.fixture(scope="session")
 def rows_of() -> Callable[[Recommender, TableName, date], pd.DataFrame]:
-    """Reads a table's rows of a day."""
+    """Reads a table's rows of a day; of users and items, all that are known."""
 
     def read(config: Recommender, name: TableName, ds: date) -> pd.DataFrame:
-        return Tables(config.storage).read_day(name, ds).to_pandas()
+        tables = Tables(config.storage)
+        if name in ("users", "items"):
+            return snapshots.read(tables, name, ds).to_pandas()
+        return tables.read_day(name, ds).to_pandas()
 
     return read
+
+
+# A server on a port of the system's choice; it says which, and ends with the standard input that it reads.
+_S3_SERVER = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+server.start()
+print(server.get_host_and_port()[1], flush=True)
+sys.stdin.read()
+server.stop()
+"""
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """The address of an S3 server in a process of its own."""
+    command = [sys.executable, "-W", "ignore", "-c", _S3_SERVER]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    with subprocess.Popen(command, text=True, env=environment, **pipes) as server:  # type: ignore[call-overload]
+        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
+        server.stdin.close()
+
+
+@pytest.fixture
+def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """An empty place in a bucket of its own, `s3://…/place`, with the environment set so that every client finds it."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in {
+        "AWS_ENDPOINT_URL": s3_server,
+        "AWS_ACCESS_KEY_ID": "tester",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex}"
+    pyarrow.fs.S3FileSystem(endpoint_override=s3_server, allow_bucket_creation=True).create_dir(bucket)
+    return f"s3://{bucket}/place"

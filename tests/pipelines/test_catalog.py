@@ -47,6 +47,46 @@ def test_an_hour_of_the_users_file_is_not_the_events(tiny: Any) -> None:
     assert catalog.locate(tiny(features=features), tiny.day(0)).users == (("user", "band"),)
 
 
+def test_columns_of_the_contract_are_read_from_where_they_are(tiny: Any) -> None:
+    rules = {
+        "liked": {"type": "boolean"},
+        "place": {"nullable": False},
+        "city": {},
+        "band": {},
+        "stock": {"type": "number", "min": 0},
+    }
+    tiny.log(0, [], header="user,item,at,tab,clicked,liked,place")
+    tiny.write("users.csv", "user,band,city,place\nu0,old,Rome,x\n")
+    tiny.write("items.csv", "item,price,tags,born,stock\ni0,1,a,2025-12-01,3\n")
+    files = catalog.locate(tiny(contract={"columns": rules}), tiny.day(0))
+    assert files.interactions == ("user", "item", "at", "clicked", "liked", "tab", "place")
+    assert files.users == (("user", "band", "city"),)
+    assert files.items == (("item", "tags", "price", "born", "stock"),)
+
+
+def test_a_column_of_the_contract_that_is_nowhere_is_named(tiny: Any) -> None:
+    message = r"contract\.columns: \['city'\] are columns of no source"
+    with pytest.raises(UserError, match=message):
+        catalog.locate(tiny(contract={"columns": {"city": {}}}), tiny.day(0))
+
+
+def test_columns_of_patterns_and_of_queries(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITE", "sqlite://")
+    query = {"sql": "SELECT 'u0' AS user, 'old' AS band", "connection": "LITE"}
+    source = {"interactions": {"path": "../data/log/{ds}*.c?v"}, "users": query}
+    files = catalog.locate(tiny(source=source, features={"categorical": ["user", "tab", "band"]}), tiny.day(0))
+    assert files.interactions == ("user", "item", "at", "clicked", "liked", "tab")
+    assert files.users == (("user", "band"),)
+
+
+def test_a_query_without_its_key_is_named(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LITE", "sqlite://")
+    query = {"sql": "SELECT 'old' AS band", "connection": "LITE"}
+    source = {"interactions": {"path": "../data/log/{ds}.csv"}, "users": query}
+    with pytest.raises(UserError, match=r"sql at \$LITE: has no column 'user' to join by; it has 'band'"):
+        catalog.locate(tiny(source=source), tiny.day(0))
+
+
 @pytest.mark.parametrize(
     ("file", "content", "message"),
     [

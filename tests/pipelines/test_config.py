@@ -167,6 +167,17 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         {"features": {"numeric": [{"name": "since", "days_since": "clicked"}]}},
         "'clicked'.* task's label",
     ),
+    "outcome is a feature": (
+        {"columns": {**COLUMNS, "outcomes": ["seconds"]}, "features": {"numeric": ["seconds"]}},
+        r"'seconds'.* is in columns\.outcomes",
+    ),
+    "outcome in history": (
+        {
+            "columns": {**COLUMNS, "outcomes": ["seconds"]},
+            "features": {"categorical": ["u"], "history": {"keys": ["seconds"]}},
+        },
+        r"'seconds'.* is in columns\.outcomes",
+    ),
     "time as a feature": ({"features": {"numeric": ["at"]}}, "features: 'at' is the event's time; use hour or weekday"),
     "feature twice": ({"features": {"categorical": ["u"], "numeric": ["u"]}}, "features: .*'u'.* stand twice"),
     "reserved name": ({"features": {"categorical": ["u", "ds"]}}, "'ds'.* rename the column at its source"),

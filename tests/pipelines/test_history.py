@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipelines import history, sql
+from pipelines import history, recent, sql
 from pipelines.config import Recommender
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
@@ -22,8 +22,27 @@ START = date(2026, 1, 1)
 KEYS = (("user",), ("item",), ("user", "tab"))
 DAYS = (1, 3)
 SMOOTHING = 2.0
-TASKS = ("click", "like")
-COLUMNS = ["ds", "event_day", "user", "item", "tab", "label_click", "label_like"]
+DELAYS = {"click": 0, "like": 2}
+RECENT = {
+    "user_last_2_item": ("user", "item", 2, 3, None),
+    "item_last_3_click_user": ("item", "user", 3, 2, "click"),
+    "user_last_4_like_item": ("user", "item", 4, 2, "like"),
+}
+COLUMNS = ["ds", "event_day", "user", "item", "tab", "label_click", "label_like", "event_time"]
+
+
+def described(tiny: Any) -> Recommender:
+    """The recommender with all the history there is; what was liked is known two days later."""
+    recents = [
+        {"key": key, "of": of, "last": last, "days": days, "task": task}
+        for key, of, last, days, task in RECENT.values()
+    ]
+    written = {"keys": ["user", "item", ["user", "tab"]], "days": [*DAYS], "smoothing": SMOOTHING}
+    written |= {"days_since_last": True, "recent": recents}
+    tasks = [{"name": "click", "label": "clicked"}]
+    tasks += [{"name": "like", "label": "liked", "given": "click", "label_delay_days": DELAYS["like"]}]
+    config: Recommender = tiny(features={"categorical": ["user", "item", "tab"], "history": written}, tasks=tasks)
+    return config
 
 
 def by_hand(log: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -31,45 +50,79 @@ def by_hand(log: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame([_of_row(log, row) for _, row in rows.iterrows()], index=rows.index)
 
 
-def _of_row(log: pd.DataFrame, row: pd.Series[Any]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    for days in DAYS:
-        first = row["event_day"] - timedelta(days=days)
-        before = (log["event_day"] < row["event_day"]) & (log["ds"] < row["event_day"])
-        known = log[before & (log["event_day"] >= first)]
-        for key in KEYS:
-            mine = known[np.logical_and.reduce([(known[c] == row[c]).to_numpy(bool) for c in key])]
+def _known(log: pd.DataFrame, row: pd.Series[Any], days: int, delay: int = 0) -> pd.DataFrame:
+    """The rows of a window that ends `delay` days before the day before the event."""
+    end = row["event_day"] - timedelta(days=delay)
+    return log[(log["event_day"] < end) & (log["ds"] < end) & (log["event_day"] >= end - timedelta(days=days))]
+
+
+def _of_key(known: pd.DataFrame, row: pd.Series[Any], key: tuple[str, ...]) -> pd.DataFrame:
+    return known[np.logical_and.reduce([(known[c] == row[c]).to_numpy(bool) for c in key])]
+
+
+def _of_row(log: pd.DataFrame, row: pd.Series[Any]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key in KEYS:
+        for days in DAYS:
             name = f"{'_x_'.join(key)}_{days}d"
-            found[f"{name}_rows"] = float(len(mine))
-            for task in TASKS:
-                everyone, hits = known[f"label_{task}"].dropna(), mine[f"label_{task}"].dropna()
+            found[f"{name}_rows"] = float(len(_of_key(_known(log, row, days), row, key)))
+            for task, delay in DELAYS.items():
+                known = _known(log, row, days, delay)
+                everyone = known[f"label_{task}"].dropna()
+                hits = _of_key(known, row, key)[f"label_{task}"].dropna()
                 rate = everyone.mean() if len(everyone) else np.nan
                 found[f"{name}_{task}_rate"] = (hits.sum() + SMOOTHING * rate) / (len(hits) + SMOOTHING)
-    return found
+        last = _of_key(_known(log, row, max(DAYS)), row, key)["event_day"].max()
+        found[f"{'_x_'.join(key)}_days_since_last"] = np.nan if pd.isna(last) else float((row["event_day"] - last).days)
+    return found | {name: _list(log, row, *one) for name, one in RECENT.items()}
+
+
+def _list(
+    log: pd.DataFrame, row: pd.Series[Any], key: str, of: str, last: int, days: int, task: str | None
+) -> str | None:
+    mine = _of_key(_known(log, row, days, DELAYS[task] if task else 0), row, (key,))
+    mine = mine[mine[f"label_{task}"] > 0] if task else mine
+    newest = mine.sort_values(["event_time", of], ascending=[False, True])[of].head(last)
+    return ",".join(newest) if len(newest) else None
 
 
 def computed(config: Recommender, log: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
-    """The same by the project's SQL, from the daily counts of every day of the log."""
+    """The same by the project's SQL, from what every day of the log leaves."""
+    assert config.features.history is not None
     with sql.connect(asked_rows=arrow(rows.reset_index())) as connection:
-        counts = []
+        left: dict[str, list[pa.Table]] = {"daily_counts": [], "daily_recent": []}
         for ds in sorted(set(log["ds"])):
             connection.register("events", arrow(log[log["ds"] == ds]))
-            day = sql.fetch(connection, history.daily_counts(config, "events"))
-            counts.append(day.append_column("ds", pa.array([ds] * len(day), pa.date32())))
-        connection.register("daily_counts", pa.concat_tables(counts))
-        query = history.join_history(connection, config, "asked_rows", KEYS)
-        frame = sql.fetch(connection, query).to_pandas().set_index("index").sort_index()
-    return frame[[column for column in frame if column not in COLUMNS]]
+            queries = (history.daily_counts(config, "events"), recent.daily_recent(config, "events"))
+            for tables, query in zip(left.values(), queries, strict=True):
+                day = sql.fetch(connection, query)
+                tables.append(day.append_column("ds", pa.array([ds] * len(day), pa.date32())))
+        for name, tables in left.items():
+            connection.register(name, pa.concat_tables(tables))
+        found = history.lookups(connection, config, "asked_rows", KEYS)
+        found += recent.lookups(connection, config, "asked_rows", config.features.history.recent)
+        frame = sql.fetch(connection, history.join("asked_rows", found)).to_pandas()
+    return frame.set_index("index").sort_index().drop(columns=COLUMNS)
 
 
 def arrow(frame: pd.DataFrame) -> pa.Table:
     kinds = {"ds": pa.date32(), "event_day": pa.date32(), "label_click": pa.float64(), "label_like": pa.float64()}
-    kinds |= {"index": pa.int64()}
+    kinds |= {"index": pa.int64(), "event_time": pa.timestamp("us", "UTC")}
     return pa.table({c: pa.array(frame[c].tolist(), kinds.get(c, pa.string()), from_pandas=True) for c in frame})
 
 
 def agree(one: pd.DataFrame, other: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(one, other[list(one)], check_index_type=False, check_names=False, rtol=1e-12)
+    """Rates are single precision."""
+    one, other = (_plain(frame, list(one)) for frame in (one, other))
+    pd.testing.assert_frame_equal(one, other, check_index_type=False, check_names=False, check_dtype=False, rtol=1e-6)
+
+
+def _plain(frame: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
+    frame = frame[columns].copy()
+    for name in RECENT:
+        lists = [",".join(v) if isinstance(v, np.ndarray) else v for v in frame[name]]
+        frame[name] = ["none" if pd.isna(v) else v for v in lists]
+    return frame
 
 
 EVENTS = st.tuples(
@@ -80,12 +133,17 @@ EVENTS = st.tuples(
     st.sampled_from(["home", "search", None]),
     st.sampled_from([0.0, 1.0, None]),
     st.sampled_from([0.0, 1.0, None]),
+    st.integers(0, 2),
 )
 
 
 def frame_of(events: list[tuple[Any, ...]]) -> pd.DataFrame:
-    """Events of day ds that happened `lag` days before; a lag makes them late."""
-    rows = [(START + timedelta(ds), START + timedelta(ds - lag), *rest) for ds, lag, *rest in events]
+    """Events of day ds that happened `lag` days before, at some second; a lag makes them late."""
+    rows = []
+    for ds, lag, *rest, second in events:
+        day = START + timedelta(ds - lag)
+        at = datetime(day.year, day.month, day.day, second=second, tzinfo=UTC)
+        rows.append((START + timedelta(ds), day, *rest, at))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -96,7 +154,7 @@ SMALL = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCh
 @given(st.lists(EVENTS, min_size=1, max_size=25))
 def test_features_equal_counting_by_hand(tiny: Any, events: list[tuple[Any, ...]]) -> None:
     log = frame_of(events)
-    agree(by_hand(log, log), computed(tiny(), log, log))
+    agree(by_hand(log, log), computed(described(tiny), log, log))
 
 
 @SMALL
@@ -111,10 +169,12 @@ def test_features_of_a_day_do_not_see_that_day_or_later(
     future = other[(other["event_day"] >= day) | (other["ds"] >= day)]
     changed = pd.concat([past, future]) if len(past) + len(future) else log.head(0)
     if len(changed):
-        agree(computed(tiny(), log, asked), computed(tiny(), changed, asked))
+        config = described(tiny)
+        agree(computed(config, log, asked), computed(config, changed, asked))
 
 
-@pytest.mark.timeout(100)
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_tables_of_six_days_equal_counting_by_hand(tiny: Any) -> None:
     """Through files and tables, with events that come in up to four days late and tabs that say nothing."""
     draw = np.random.default_rng(0)
@@ -126,7 +186,7 @@ def test_tables_of_six_days_equal_counting_by_hand(tiny: Any) -> None:
             user, item = f"u{draw.integers(4)}", f"i{draw.integers(4)}"
             lines.append(f"{user},{item},{tiny.at(happened, second)},{tab},{click},{int(draw.random() < 0.4)}")
         tiny.log(number, lines)
-    config = tiny()
+    config = described(tiny)
     for number in range(tiny.DAYS):
         ingest(config, tiny.day(number))
         prepare(config, tiny.day(number))

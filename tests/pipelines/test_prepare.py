@@ -89,6 +89,45 @@ def test_a_given_label_is_defined_where_its_condition_holds(tiny: Any, rows_of: 
     np.testing.assert_array_equal(frame["label_share"], [1, nan, nan, nan, nan])
 
 
+def test_a_row_weighs_what_its_column_says_and_else_1(tiny: Any, rows_of: RowsOf) -> None:
+    lines = [f"u0,i0,{tiny.at(0, n)},home,1,0,{weight}" for n, weight in enumerate(["2.5", "", "0"])]
+    tiny.log(0, lines, header=f"{HEADER},importance")
+    columns = {"user": "user", "item": "item", "timestamp": {"name": "at"}, "weight": "importance"}
+    frame = examples(tiny, rows_of, columns=columns, features=NO_HISTORY)
+    assert list(frame["row_weight"]) == [2.5, 1.0, 0.0]
+
+
+def test_a_day_is_made_again_once_its_labels_are_known(tiny: Any, rows_of: RowsOf) -> None:
+    """And history sees them from the day after that."""
+    tasks = [{"name": "click", "label": "clicked"}, {"name": "like", "label": "liked", "label_delay_days": 2}]
+    for number in range(3):
+        tiny.log(number, [f"u0,i0,{tiny.at(number)},home,1,1"])
+    config = tiny(tasks=tasks)
+    for number in range(2):
+        ingest(config, tiny.day(number))
+        assert prepare(config, tiny.day(number))["prepared_again"] == []
+    assert rows_of(config, "examples", tiny.day(0))["label_like"].isna().all()
+    ingest(config, tiny.day(2))
+    assert prepare(config, tiny.day(2))["prepared_again"] == ["2026-01-01"]
+    assert list(rows_of(config, "examples", tiny.day(0))["label_like"]) == [1.0]
+    assert rows_of(config, "examples", tiny.day(2))["user_3d_like_rate"].isna().all()
+
+
+def test_made_negatives_are_examples_but_not_history(tiny: Any, rows_of: RowsOf) -> None:
+    sampling = {"make_negatives": {"per_positive": 2}}
+    tiny.log(0, [f"u{n},i{n},{tiny.at(0, n)},home,1,0" for n in range(4)])
+    config = tiny(sampling=sampling)
+    ingest(config, tiny.day(0))
+    prepare(config, tiny.day(0))
+    frame = rows_of(config, "examples", tiny.day(0))
+    made = frame[frame["label_click"] == 0]
+    assert len(frame) - len(made) == 4
+    assert 0 < len(made) <= 8
+    assert made["price"].notna().all()
+    counts = rows_of(config, "daily_counts", tiny.day(0))
+    assert counts.loc[counts["key"] == "", "rows"].tolist() == [4]
+
+
 def test_hours_are_those_of_the_time_zone_unless_the_log_has_its_own(tiny: Any, rows_of: RowsOf) -> None:
     columns = {"user": "user", "item": "item", "timestamp": {"name": "at"}, "timezone": "Asia/Tokyo"}
     tiny.log(0, [f"u0,i0,{tiny.at(0)},home,1,0"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_it_keeps_the_balance_bias_and_the_segments(ranker: Ranker, tmp_path: Pa
     for kind in ("down", "up"):
         before, after = (getattr(r.model.experts.segments, kind)[0] for r in (ranker, again))
         assert torch.equal(before, after)
+
+
+def test_a_checkpoint_of_before_sampling_and_hashing_is_read(ranker: Ranker, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    path, rows = tmp_path / "model" / "config.json", raw_rows(50)
+    config = json.loads(path.read_text())
+    del config["sampled"]
+    for feature in config["features"]:
+        del feature["hash_buckets"], feature["min_count"]
+    path.write_text(json.dumps(config))
+    assert np.array_equal(checkpoint.load(tmp_path / "model").predict(rows), ranker.predict(rows))
 
 
 def test_no_pickle_and_no_half_written_folder_is_left(ranker: Ranker, tmp_path: Path) -> None:

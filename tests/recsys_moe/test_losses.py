@@ -75,3 +75,20 @@ def test_regression_has_squared_error() -> None:
         torch.tensor([[2.0], [5.0]]), torch.tensor([[1.0], [1.0]]), torch.ones(2, 1).bool(), torch.ones(2), task
     )
     assert found == pytest.approx([(1 + 16) / 2])
+
+
+def test_a_row_of_weight_2_is_the_row_twice_in_loss_and_gradients() -> None:
+    tasks = (*CLICK_BUY, Task(name="time", kind="regression"))
+    rng = torch.Generator().manual_seed(3)
+    logits, labels = torch.randn(5, 3, generator=rng), torch.randint(0, 2, (5, 3), generator=rng).float()
+    mask = torch.rand(5, 3, generator=rng) < 0.8
+    twice = torch.tensor([0, 1, 2, 2, 3, 4, 4])
+    weighted, repeated = logits.clone().requires_grad_(), logits.clone().requires_grad_()
+    found = loss_sums(weighted, labels, mask, torch.tensor([1.0, 1, 2, 1, 2]), tasks, ancestry(tasks))
+    expected = loss_sums(repeated[twice], labels[twice], mask[twice], torch.ones(7), tasks, ancestry(tasks))
+    for (sums, counts), leaf in ((found, weighted), (expected, repeated)):
+        (sums / counts).sum().backward()
+        assert leaf.grad is not None
+    assert torch.allclose(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert torch.allclose(weighted.grad, repeated.grad)

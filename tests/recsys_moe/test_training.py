@@ -118,6 +118,26 @@ def test_on_step_sees_every_step(encoder: Encoder) -> None:
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in seen)
 
 
+def weighted(rows: pa.Table) -> pa.Table:
+    """Every second row counts five times."""
+    return rows.append_column("row_weight", pa.array(1.0 + 4.0 * (np.arange(rows.num_rows) % 2)))
+
+
+def test_a_row_that_counts_more_is_as_many_rows(encoder: Encoder) -> None:
+    """The first step of weighted rows and of repeated ones: the same loss and the same gradient."""
+    gates = encoder.config.gates.model_copy(update={"z_loss": 0.0})  # what gates are kept in order by has no weights
+    experts = encoder.config.experts.model_copy(update={"dispatch": "dense"})
+    config = encoder.config.model_copy(update={"gates": gates, "experts": experts})
+    plain = Encoder(**vars(encoder) | {"config": config})
+    training = TRAINING.model_copy(update={"batch_size": 1_000, "hide_ids": 0.0, "hide_segments": 0.0})
+    rows, seen = weighted(raw_rows(200)), []
+    times = np.repeat(np.arange(200), np.array(rows["row_weight"]).astype(int))
+    for table in (rows, rows.drop_columns(["row_weight"]).take(pa.array(times))):
+        fit_on(plain, table, training, on_step=seen.append)
+    for name in ("loss", "loss/click", "loss/buy", "grad_norm"):
+        assert seen[0][name] == pytest.approx(seen[1][name], rel=1e-4)
+
+
 def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(encoder: Encoder) -> None:
     def poisoned(epoch: int) -> Iterator[Batch]:
         for position, batch in enumerate(epochs(encoder, raw_rows(1_000), TRAINING)(epoch)):
@@ -172,9 +192,9 @@ from recsys_moe import checkpoint
 from recsys_moe.encoding import Encoder
 from recsys_moe.training import fit
 from tests.recsys_moe.conftest import model_config, raw_rows
-from tests.recsys_moe.test_training import TRAINING
+from tests.recsys_moe.test_training import TRAINING, weighted
 
-rank, rows = int(os.environ["RANK"]), raw_rows(3000)
+rank, rows = int(os.environ["RANK"]), weighted(raw_rows(3000))
 encoder = Encoder.fit(model_config(), rows.to_batches())
 encoded = encoder.encode(rows)
 mine = lambda e: encoder.batches(encoded, 256, (0, e), rank, 2)
@@ -205,6 +225,6 @@ def test_two_processes_agree_and_learn_what_one_does(tmp_path: Path) -> None:
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     weights = [(tmp_path / str(rank) / "weights.safetensors").read_bytes() for rank in range(2)]
     assert weights[0] == weights[1]
-    rows = raw_rows(3000)
+    rows = weighted(raw_rows(3000))
     alone = Encoder.fit(model_config(), rows.to_batches())
     assert float(outputs[0][0]) == pytest.approx(fit_on(alone, rows, TRAINING).history[0]["loss"], rel=0.03)

@@ -10,7 +10,6 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from deltalake import DeltaTable, write_deltalake
 
 from pipelines.tables import TableName, Tables
 from recsys_moe.errors import UserError
@@ -190,18 +189,21 @@ def test_two_writers_of_different_days_both_land(met: Path, name: TableName) -> 
     assert (values(Tables(met), MONDAY, name=name), values(Tables(met), TUESDAY, name=name)) == ([0], [1])
 
 
-def test_who_loses_a_day_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The race itself, made certain: another writer commits after this one has looked and before it writes."""
+def test_who_loses_a_day_is_told_and_leaves_no_files(tmp_path: Path) -> None:
     tables, rival = Tables(tmp_path), Tables(tmp_path)
     tables.replace_day("interactions", MONDAY, rows(1))
-
-    def late(name: TableName, ds: date, new: pa.Table) -> int:
-        opened = DeltaTable(str(tables.path("interactions")))
-        rival._overwrite_day("interactions", MONDAY, rows(7).append_column("ds", pa.array([MONDAY])))
-        write_deltalake(opened, new, mode="overwrite", predicate=f"ds = '{ds}'")
-        raise AssertionError("the stale table's commit must be refused")
-
-    monkeypatch.setattr(tables, "_overwrite_day", late)
-    with pytest.raises(UserError, match="another run published 2026-01-05 of interactions at the same time and won"):
-        tables.replace_day("interactions", MONDAY, rows(2))
+    with tables.day_writer("interactions", MONDAY, rows(2).schema) as writer:
+        writer.write(rows(2))
+        rival.replace_day("interactions", MONDAY, rows(7))
+        with pytest.raises(UserError, match="another run published 2026-01-05 of interactions at the same time and"):
+            writer.publish()
     assert values(tables, MONDAY) == [7]
+    assert len(list(tmp_path.rglob("*.parquet"))) == 2
+
+
+def test_who_loses_a_day_to_the_same_rows_has_lost_nothing(tmp_path: Path) -> None:
+    tables, rival = Tables(tmp_path), Tables(tmp_path)
+    with tables.day_writer("interactions", MONDAY, rows(2).schema) as writer:
+        writer.write(rows(2))
+        version = rival.replace_day("interactions", MONDAY, rows(2))
+        assert writer.publish() == version

@@ -46,7 +46,12 @@ def test_a_clean_day_is_accepted_whole(tiny: Any, rows_of: RowsOf) -> None:
     assert list(log["source_row"]) == list(range(2, 32))
     assert set(log["source_file"]) == {"2026-01-01.csv"}
     assert set(log["event_day"]) == {tiny.day(0)}
-    assert [f"{r.user},{r.item},{r.at},{r.tab},{r.clicked:g},{r.liked:g}" for r in log.itertuples()] == tiny.rows(0)
+    seconds = log["event_time"].astype("int64") // 10**6
+    found = [
+        f"{r.user},{r.item},{at},{r.tab},{r.clicked:g},{r.liked:g}"
+        for r, at in zip(log.itertuples(), seconds, strict=True)
+    ]
+    assert found == tiny.rows(0)
     assert list(log["event_time"].astype("int64") // 10**6) == [tiny.at(0, second) for second in range(30)]
     assert list(rows_of(config, "users", tiny.day(0))["user"]) == [f"u{n}" for n in range(5)]
     assert list(rows_of(config, "items", tiny.day(0))["price"]) == [f"{n}.5" for n in range(5)]
@@ -258,7 +263,7 @@ def test_a_day_that_cannot_be_read_is_named_and_publishes_nothing(tiny: Any, con
 
 def test_a_log_is_enough(tiny: Any) -> None:
     config = tiny(**LOG_ONLY)
-    assert set(ingest(config, tiny.day(0))["versions"]) == {"interactions", "rejected"}
+    assert set(ingest(config, tiny.day(0))["versions"]) == {"interactions", "rejected", "ingested"}
     assert not Tables(config.storage).exists("users")
 
 
@@ -271,7 +276,7 @@ def test_users_of_several_files_are_joined_and_each_key_counts_once(tiny: Any, r
     config = tiny(**LOG_ONLY | {"source": source, "features": features, "segments": None, "scoring": None})
     result = ingest(config, tiny.day(0))
     assert count(result) == (30, 30, 0, 0)
-    users = rows_of(config, "users", tiny.day(0)).drop(columns="ds").astype(object)
+    users = rows_of(config, "users", tiny.day(0)).astype(object)
     assert users.where(users.notna(), None).to_numpy().tolist() == [
         ["u0", "old", None, "Rome"],
         ["u1", "young", "10", None],
@@ -322,4 +327,4 @@ def test_users_may_have_columns_of_any_name(tiny: Any, rows_of: RowsOf) -> None:
     features = {"categorical": ["user", "tab", *names]}
     config = tiny(source={"interactions": LOG, "users": {"path": "../data/users.csv"}}, features=features)
     ingest(config, tiny.day(0))
-    assert rows_of(config, "users", tiny.day(0)).drop(columns=["user", "ds"]).iloc[0].to_dict() == {n: n for n in names}
+    assert rows_of(config, "users", tiny.day(0)).drop(columns=["user"]).iloc[0].to_dict() == {n: n for n in names}
