@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import date, timedelta
 from typing import Any
 
 from pipelines.calendar import days_of
@@ -32,7 +32,7 @@ def run(config: Recommender, start: date | None = None, as_of: date | None = Non
     done: dict[str, Any] = {"step": "run"}
     if config.simulation is not None:
         done["simulate"] = simulate(config)
-    known = days_of(config)
+    known = _days(config, start, as_of)
     last = as_of or known[-1]
     days = [day for day in known if (start or day) <= day <= last]
     if not days or days[-1] != last:
@@ -46,3 +46,11 @@ def run(config: Recommender, start: date | None = None, as_of: date | None = Non
     for step in (train, evaluate, promote, score):
         done[step.__name__] = step(config, last)
     return done
+
+
+def _days(config: Recommender, start: date | None, as_of: date | None) -> list[date]:
+    """The days that there are. A query by day cannot say which: it is asked for each of the range."""
+    source = config.source.interactions
+    if source.sql and source.is_daily and start and as_of:
+        return [start + timedelta(days=number) for number in range((as_of - start).days + 1)]
+    return days_of(config)

@@ -7,7 +7,7 @@ from datetime import date, timedelta
 import duckdb
 import pyarrow.compute as pc
 
-from pipelines import sql
+from pipelines import labels, sql
 from pipelines.config import MadeNegatives, Recommender
 from pipelines.tables import Tables
 
@@ -27,8 +27,8 @@ def made_negatives(
 
     `relation` is the log of day `ds` with its labels (`label_<task>`) in place of the label columns, before anything
     of the item is joined: that must be of the item that is drawn. A negative is its row again (user, time, context,
-    weight and all other columns of the log) with another item, labels of 0 (null for a task that is given another)
-    and no `source_row`. History is to be counted on the log itself, without them.
+    weight and all other columns of the log) with another item, labels of 0 (null for a task that is given another, or
+    is not ripe yet) and no `source_row`. History is to be counted on the log itself, without them.
 
     What is drawn depends on the seed, the row's user, item and time, and the day's items: not on the order of rows, on
     threads or on the machine. A row may get the same item twice, as draws are with replacement; it gets fewer than
@@ -57,7 +57,12 @@ def made_negatives(
             "CREATE OR REPLACE TEMP TABLE negatives_asked AS SELECT __user, __item, event_time, number, "
             f"{_spot(made.seed, 'number', str(attempt))} AS spot FROM negatives_drawn WHERE is_seen"
         )
-    zeros = ", ".join(f"{'NULL' if t.given else '0.0'} AS {sql.name(f'label_{t.name}')}" for t in config.tasks)
+    newest = max(tables.days("interactions"))
+    unknown = [t.given or not labels.is_ripe(config, t, ds, newest) for t in config.tasks]
+    zeros = ", ".join(
+        f"{'NULL' if nothing else '0.0'} AS {sql.name(f'label_{task.name}')}"
+        for task, nothing in zip(config.tasks, unknown, strict=True)
+    )
     return (
         f"SELECT * FROM {relation} UNION ALL BY NAME "
         f"SELECT r.* REPLACE (m.__drawn AS {item}, NULL AS source_row, {zeros}) FROM {relation} AS r "

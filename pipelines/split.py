@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipelines import labels
 from pipelines.config import ColumnSplit, KeptNegatives, RandomSplit, Recommender, TimeSplit
 from pipelines.tables import Tables
 from recsys_moe.errors import UserError
@@ -22,9 +23,13 @@ _PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Split:
-    """The days that a training for `as_of` looks at, and which of their rows belong to which part."""
+    """The days that a training for `as_of` looks at, and which of their rows belong to which part.
+
+    `days` are those whose labels are all known on `as_of`: with labels that are late, not the last ones.
+    """
 
     config: Recommender
+    as_of: date
     days: tuple[date, ...]
 
     @classmethod
@@ -37,15 +42,18 @@ class Split:
         known = sorted(day for day in days if day <= as_of)
         if as_of not in known:
             raise UserError(f"{as_of}: has no examples; run `recsys-moe ingest` and `prepare` for it first")
+        ripe = [day for day in known if labels.all_ripe(config, day, as_of)]
         needed = days_needed(config)
-        if len(known) < needed:
+        if len(ripe) < needed:
+            late = ", tasks.label_delay_days" if len(ripe) < len(known) else ""
             raise UserError(
-                f"{as_of}: training needs at least {needed} prepared days (evaluation.split), there are {len(known)}"
+                f"{as_of}: training needs at least {needed} prepared days with known labels (evaluation.split{late}), "
+                f"there are {len(ripe)}"
             )
         split = config.evaluation.split
         if isinstance(split, TimeSplit) and split.train_days:
-            known = known[-(split.train_days + split.validation_days + split.test_days) :]
-        return cls(config, tuple(known))
+            ripe = ripe[-(split.train_days + split.validation_days + split.test_days) :]
+        return cls(config, as_of, tuple(ripe))
 
     def days_of(self, *parts: Part) -> tuple[date, ...]:
         """The days that may hold rows of some parts."""

@@ -47,6 +47,7 @@ def connect(
             settings["memory_limit"] = _memory()
         connection = duckdb.connect(":memory:", config=settings)
         stack.callback(connection.close)
+        connection.execute("SET enable_progress_bar = false")
         connection.execute(f"SET TimeZone = {text(timezone)}")
         for relation, rows in relations.items():
             connection.register(relation, rows)

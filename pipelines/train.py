@@ -15,7 +15,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import figures, leaks
+from pipelines import figures, labels, leaks
 from pipelines.catalog import model_config
 from pipelines.config import Recommender
 from pipelines.errors import NotDueError
@@ -44,9 +44,10 @@ def check_due(config: Recommender, as_of: date) -> None:
     newest = max(tables.days("interactions"), default=as_of)
     if newest > as_of and not every_day:
         raise NotDueError(f"{as_of}: {newest} is ingested already, and its training sees this day too")
-    known = [day for day in tables.days("examples") if day <= as_of]
+    known = [day for day in tables.days("examples") if labels.all_ripe(config, day, as_of)]
     if len(known) < days_needed(config):
-        raise NotDueError(f"{as_of}: {len(known)} days are prepared, training starts at {days_needed(config)}")
+        needed = days_needed(config)
+        raise NotDueError(f"{as_of}: {len(known)} days are prepared and have labels, training starts at {needed}")
 
 
 def train(config: Recommender, as_of: date) -> dict[str, Any]:
@@ -81,7 +82,7 @@ def train(config: Recommender, as_of: date) -> dict[str, Any]:
 def _train_anew(
     config: Recommender, shape: ModelConfig, tables: Tables, split: Split, registry: Registry, fingerprint: str
 ) -> Version:
-    as_of, test_days = split.days[-1], split.days_of("test")
+    as_of, test_days = split.as_of, split.days_of("test")
     learned = split.days_of("train", "validation") if config.evaluation.refit else split.days_of("train")
     tags = {
         "as_of": as_of.isoformat(),
@@ -206,6 +207,7 @@ def _fingerprint(shape: ModelConfig, config: Recommender, tables: Tables, split:
         config.evaluation.split.model_dump_json(),
         str(config.sampling.keep_negatives),
         str(config.evaluation.refit),
+        str(split.as_of),
         str(split.days),
         tables.fingerprint("examples", split.days),
     ]

@@ -87,6 +87,8 @@ class TaskSource(Task):
             raise ValueError("give either label (a column of the log) or outcome (one of source.outcomes)")
         if self.value is not None and self.outcome is None:
             raise ValueError("value goes with outcome: it is a column of that log")
+        if self.value is not None and self.kind == "binary" and not self.has_rule:
+            raise ValueError("value is summed: say kind: regression, or from which sum on it is yes (at_least)")
         if self.outcome is not None and self.label_delay_days * 24 < self.within_hours:
             raise ValueError(
                 f"label_delay_days {self.label_delay_days} is shorter than within_hours {self.within_hours:g}: "

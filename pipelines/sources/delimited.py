@@ -8,15 +8,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from pipelines.config import Source
-from pipelines.sources.chunks import Chunk, Malformed, check_header, no_rows, numbered
+from pipelines.sources.chunks import ROW_NUMBER, Chunk, Malformed, check_header, no_rows, numbered
 from pipelines.sources.files import File
 from pipelines.sources.open_quotes import refuse_open_quote
 from pipelines.sources.streams import BLOCK, TextStream
 from recsys_moe.errors import UserError
 
+_USUAL_BLOCK = 2 << 20
+"""Bytes that are parsed at once. Arrow reads up to 32 blocks ahead, which takes memory; a longer row gets more."""
 _MOST_BEFORE_A_ROW = 200_000
 _TOO_LONG = "straddling object"  # Arrow's words for a row that does not end in its block.
 
@@ -42,16 +45,38 @@ def read(source: Source, file: File, wanted: Sequence[str]) -> Iterator[Chunk]:
     Raises:
         UserError: the text is no UTF-8, a column is not there, a quote is never closed, or a row is beyond measure.
     """
+    lines = _Lines(file)
+    try:
+        yield from _read(source, file, wanted, lines, _USUAL_BLOCK)
+    except _RowTooLongError:
+        for chunk in _read(source, file, wanted, _Lines(file), BLOCK):
+            yield from _from_row(lines.following, chunk)
+
+
+class _RowTooLongError(Exception):
+    """A row does not end in its block."""
+
+
+def _from_row(number: int, chunk: Chunk) -> Iterator[Chunk]:
+    """What of a chunk lies at a row's number or after it."""
+    rows = chunk.rows.filter(pc.greater_equal(chunk.rows.column(ROW_NUMBER), number))
+    malformed = tuple(line for line in chunk.malformed if line.row >= number)
+    if rows.num_rows or malformed:
+        yield Chunk(chunk.file, rows, malformed)
+
+
+def _read(source: Source, file: File, wanted: Sequence[str], lines: _Lines, block: int) -> Iterator[Chunk]:
     delimiter = delimiter_of(source)
     with TextStream(file) as stream:
         check_header(file.uri, _header(stream, delimiter), wanted)
-        lines = _Lines(file)
         try:
-            for batch in _open(stream, delimiter, list(wanted), lines):
+            for batch in _open(stream, delimiter, list(wanted), lines, block):
                 numbers, malformed = lines.place(batch.num_rows)
                 if batch.num_rows or malformed:
                     yield Chunk(file.name, numbered(batch, numbers), malformed)
         except pa.ArrowInvalid as error:
+            if _TOO_LONG in str(error) and block < BLOCK:
+                raise _RowTooLongError from None
             raise _explained(error, stream, delimiter, lines) from None
         if lines.waiting:
             yield Chunk(file.name, no_rows(wanted), tuple(lines.waiting))
@@ -86,14 +111,16 @@ def _header(stream: TextStream, delimiter: str) -> list[str]:
         raise
 
 
-def _open(stream: TextStream, delimiter: str, columns: list[str], lines: _Lines) -> pyarrow.csv.CSVStreamingReader:
+def _open(
+    stream: TextStream, delimiter: str, columns: list[str], lines: _Lines, block: int
+) -> pyarrow.csv.CSVStreamingReader:
     convert = pyarrow.csv.ConvertOptions(
         include_columns=columns,
         column_types=dict.fromkeys(columns, pa.string()),
         strings_can_be_null=False,
     )
     # One thread: only then does Arrow say which line it could not cut.
-    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=BLOCK)
+    options = pyarrow.csv.ReadOptions(use_threads=False, block_size=block)
     parse = _parse_options(delimiter, lines.set_aside)
     source = pa.PythonFile(stream, mode="r")
     return pyarrow.csv.open_csv(source, read_options=options, parse_options=parse, convert_options=convert)

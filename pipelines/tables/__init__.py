@@ -122,7 +122,8 @@ class Tables:
         try:
             return self.place(name).open(version)
         except TableNotFoundError:
-            step = {"interactions": "ingest", "users": "ingest", "items": "ingest", "scores": "score"}
+            step = dict.fromkeys(("interactions", "outcomes", "rejected", "ingested", "users", "items"), "ingest")
+            step["scores"] = "score"
             raise UserError(
                 f"{self.path(name)}: there is no table {name} yet; run `recsys-moe {step.get(name, 'prepare')}` first"
             ) from None

