@@ -66,10 +66,10 @@ def locate(config: Recommender, ds: date) -> Files:
     users, wanted = _take(config.source.users, config.columns.user, wanted, ds)
     items, wanted = _take(config.source.items, config.columns.item, wanted, ds)
     if wanted:
-        log = config.source.interactions
         where = "features" if wanted[0] in features else "contract.columns"
-        header = _header(sources.columns_of(log, ds))
-        raise UserError(f"{where}: {wanted} are columns of no source; {_place(log, ds)}: {header}")
+        read = (config.source.interactions, *config.source.users, *config.source.items)
+        headers = "; ".join(f"{_place(source, ds)}: {_header(sources.columns_of(source, ds))}" for source in read)
+        raise UserError(f"{where}: {wanted} are columns of no source; {headers}")
     return Files(from_log, users, items)
 
 

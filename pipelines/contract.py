@@ -30,9 +30,12 @@ def clean(column: str, kind: pa.DataType, missing: tuple[str, ...], separator: s
         text += f"WHEN NOT isnan({quoted}) THEN CAST({quoted} AS VARCHAR) END"
     elif pa.types.is_boolean(kind):
         text = f"CAST(CAST({quoted} AS INTEGER) AS VARCHAR)"
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         text = f"array_to_string(CAST({quoted} AS VARCHAR[]), {sql.text(separator)})"
     else:
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_fixed_size_binary(kind):
+            # Some writers of Parquet do not say that their text is text.
+            quoted = f"coalesce(TRY(decode({quoted})), CAST({quoted} AS VARCHAR))"
         # pandas writes whole numbers as 7.0 where one of the column is missing; ids must still meet.
         text = f"regexp_replace(trim(CAST({quoted} AS VARCHAR)), '^(-?[0-9]+)\\.0+$', '\\1')"
     markers = ", ".join(sql.text(value) for value in dict.fromkeys(("", *missing)))

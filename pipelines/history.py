@@ -13,11 +13,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipelines import labels, sql
 from pipelines.config import Recommender, history_feature, last_seen_feature
+from pipelines.window_sums import Measure, WindowSums
 
 ALL = ""
 """The key of all rows together: what a rate is smoothed towards."""
@@ -37,15 +42,6 @@ class Lookup:
     value: str
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """A column of `daily_counts`, the days until it is known, and whether its sums are whole numbers."""
-
-    name: str
-    delay: int
-    exact: bool
-
-
 def key_name(key: tuple[str, ...]) -> str:
     """What `daily_counts` calls a key."""
     return "_x_".join(key)
@@ -60,7 +56,8 @@ def key_value(key: tuple[str, ...]) -> str:
 def daily_counts(config: Recommender, events: str) -> str:
     """A query: the sums per key and event day of the relation `events` (which has labels and key columns), in order.
 
-    Columns: event_day, key, value, rows, and for each task `<task>_rows` (where it is defined) and `<task>_sum`.
+    Columns: event_day, key, value, its hash, rows, and for each task `<task>_rows` (where it is defined) and
+    `<task>_sum`.
     """
     assert config.features.history is not None
     keys: list[tuple[str, str]] = [(ALL, "''")]
@@ -71,7 +68,12 @@ def daily_counts(config: Recommender, events: str) -> str:
         f"FROM {events} WHERE {value} IS NOT NULL GROUP BY ALL"
         for name, value in keys
     )
-    return f"SELECT * FROM ({union}) ORDER BY key, value, event_day"
+    return f"SELECT *, {_hash('value')} AS hash FROM ({union}) ORDER BY key, hash, value, event_day"
+
+
+def _hash(value: str) -> str:
+    """An SQL expression: half of a text's MD5, as a whole number above 0; the same in every version of DuckDB."""
+    return f"CAST(md5_number_lower({value}) >> 1 AS BIGINT)"
 
 
 def _sums_of(task: str, exact: bool) -> str:
@@ -98,26 +100,67 @@ def longest_look_back(config: Recommender) -> int:
 
 
 def lookups(
-    connection: duckdb.DuckDBPyConnection, config: Recommender, rows: str, keys: Iterable[tuple[str, ...]]
+    connection: duckdb.DuckDBPyConnection,
+    config: Recommender,
+    rows: str,
+    keys: Iterable[tuple[str, ...]],
+    counts: Iterable[tuple[date, pa.RecordBatch]],
+    counted: str | None = None,
 ) -> list[Lookup]:
     """Leave a table with the history features of each key, for the days and values of the relation `rows`.
 
-    Expects the relation `daily_counts` of all days that may be looked at. Without any earlier day a count is 0 and a
-    rate null; a key that was never seen has the rate of all rows. One key at a time, for the memory's sake.
+    Without any earlier day a count is 0 and a rate null; a key that was never seen has the rate of all rows.
+
+    Args:
+        connection: computes.
+        config: says which features there are.
+        rows: has event_day and the keys' columns.
+        keys: of which history is looked up.
+        counts: what `daily_counts` left, with the day that brought it, for all days that may be looked at.
+        counted: the relation that `daily_counts` made of `rows`, which saves looking for distinct values once more.
     """
-    _leave_sums(connection, config, rows, ALL, sql.text(ALL))
-    connection.execute("CREATE OR REPLACE TEMP TABLE everyone AS SELECT * FROM asked LEFT JOIN sums USING (__id)")
+    history = config.features.history
+    assert history is not None
+    values = {ALL: sql.text(ALL)} | {key_name(key): key_value(key) for key in keys}
+    asked = {name: _asked(connection, rows, name, value, counted) for name, value in values.items()}
+    sums = WindowSums(history.days, measures(config), {name: _sorted(table) for name, table in asked.items()})
+    for ds, batch in counts:
+        sums.add(ds, batch)
+    connection.register("past", _side_by_side(asked.pop(ALL), sums.result(ALL)))
+    connection.execute(f"CREATE OR REPLACE TEMP TABLE everyone AS SELECT * FROM past WHERE __value = {sql.text(ALL)}")
     found = []
     for number, key in enumerate(keys):
-        lookup = Lookup(f"history{number}", key_value(key))
-        _leave_sums(connection, config, rows, key_name(key), lookup.value)
+        lookup, name = Lookup(f"history{number}", key_value(key)), key_name(key)
+        connection.register("past", _side_by_side(asked.pop(name), sums.result(name)))
         connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {lookup.table} AS "
-            f"SELECT asked.__moment, asked.__value, {', '.join(_features(config, key))} FROM asked "
-            "LEFT JOIN sums AS k USING (__id) JOIN everyone AS a ON a.__moment = asked.__moment"
+            f"CREATE OR REPLACE TEMP TABLE {lookup.table} AS SELECT k.__moment, k.__value, "
+            f"{', '.join(_features(config, key))} FROM past AS k JOIN everyone AS a ON a.__moment = k.__moment"
         )
+        connection.unregister("past")
         found.append(lookup)
     return found
+
+
+def _asked(connection: duckdb.DuckDBPyConnection, rows: str, name: str, value: str, counted: str | None) -> pa.Table:
+    """Each day and value of a key that the relation `rows` asks for, and null, with their hashes, sorted by these."""
+    if counted is None:
+        distinct = f"SELECT DISTINCT event_day, {value} AS value FROM {rows} WHERE {value} IS NOT NULL"
+        known = f"SELECT event_day, value, {_hash('value')} AS hash FROM ({distinct})"
+    else:
+        known = f"SELECT event_day, value, hash FROM {counted} WHERE key = {sql.text(name)}"
+    nothing = f"SELECT DISTINCT event_day, NULL AS value, -1 AS hash FROM {rows}"
+    query = f"SELECT event_day AS __moment, value AS __value, hash AS __hash FROM ({known} UNION ALL {nothing})"
+    return sql.fetch(connection, f"{query} ORDER BY __moment, __hash, __value")
+
+
+def _sorted(asked: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    return asked.column("__moment").cast(pa.int32()).to_numpy(), asked.column("__hash").to_numpy()
+
+
+def _side_by_side(asked: pa.Table, sums: pa.Table) -> pa.Table:
+    for name in sums.column_names:
+        asked = asked.append_column(name, sums.column(name))
+    return asked
 
 
 def join(rows: str, found: Sequence[Lookup]) -> str:
@@ -131,55 +174,12 @@ def join(rows: str, found: Sequence[Lookup]) -> str:
     return f"SELECT {rows}.*{columns} FROM {rows} {joins}"
 
 
-def leave_asked(connection: duckdb.DuckDBPyConnection, rows: str, value: str) -> None:
-    """Leave the table `asked`: each day and value that the relation `rows` asks for, with a number `__id`."""
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE asked AS SELECT CAST(row_number() OVER () AS INTEGER) AS __id, * FROM "
-        f"(SELECT DISTINCT event_day AS __moment, {value} AS __value FROM {rows})"
-    )
-
-
-def _leave_sums(connection: duckdb.DuckDBPyConnection, config: Recommender, rows: str, key: str, value: str) -> None:
-    """Leave the tables `asked` and `sums`: for each number that was asked for, the sums over each window.
-
-    First by bands of days, which most of the rows fall into one of, then over the bands of each window.
-    """
-    history = config.features.history
-    assert history is not None
-    leave_asked(connection, rows, value)
-    measures = _measures(config)
-    edges = sorted({measure.delay + days for measure in measures for days in (0, *history.days)} - {0})
-    band = " ".join(f"WHEN __moment - c.event_day <= {edge} THEN {edge}" for edge in edges)
-    daily = ", ".join(
-        f"{_sum(f'c.{sql.name(m.name)}', m.exact, 'c.event_day, c.ds')}{_known_after(m.delay)} AS {sql.name(m.name)}"
-        for m in measures
-    )
-    windows = ", ".join(
-        f"{_sum(sql.name(m.name), m.exact, '__band')} FILTER (__band > {m.delay} AND __band <= {m.delay + days}) "
-        f"AS {sql.name(f'{m.name}_{days}d')}"
-        for m in measures
-        for days in history.days
-    )
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE sums AS WITH banded AS ("
-        f"SELECT __id, CASE {band} END AS __band, min(__moment - c.event_day) AS __age, {daily} "
-        f"FROM asked JOIN daily_counts AS c ON c.value = __value WHERE c.key = {sql.text(key)} AND c.ds < __moment "
-        f"AND c.event_day < __moment AND c.event_day >= __moment - {edges[-1]} GROUP BY ALL) "
-        f"SELECT __id, min(__age) FILTER (__band <= {max(history.days)}) AS __age, {windows} FROM banded GROUP BY __id"
-    )
-
-
-def _known_after(delay: int) -> str:
-    """An SQL filter: rows that came in so long ago that their labels were known before the moment."""
-    return f" FILTER (c.ds < __moment - {delay})" if delay else ""
-
-
-def _measures(config: Recommender) -> list[_Measure]:
-    found = [_Measure("rows", 0, exact=True)]
+def measures(config: Recommender) -> list[Measure]:
+    """The columns of `daily_counts` that are summed, and the days until each is known."""
+    found = [Measure("rows", 0)]
     for task in config.tasks:
         delay = labels.delay_days(config, task)
-        found.append(_Measure(f"{task.name}_rows", delay, exact=True))
-        found.append(_Measure(f"{task.name}_sum", delay, exact=task.kind == "binary"))
+        found += [Measure(f"{task.name}_rows", delay), Measure(f"{task.name}_sum", delay)]
     return found
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from datetime import date, timedelta
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset
 
 from pipelines import history, labels, recent, sql
 from pipelines.catalog import Sides
@@ -20,11 +23,14 @@ from recsys_moe.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_KEY = pa.dictionary(pa.int32(), pa.string())
+
 
 def prepare(config: Recommender, ds: date) -> dict[str, Any]:
     """Publish the examples of day `ds`, one a row of the log, and what the day leaves for the history of days to come.
 
-    Days before it whose labels `ds` makes known are made again. A day is held on disk where memory does not suffice.
+    Days before it whose labels `ds` makes known are made again. Days may come in any order: those that `ds` looks back
+    at and that were never prepared leave their history first. A day is held on disk where memory does not suffice.
 
     Raises:
         UserError: the day was not ingested.
@@ -36,23 +42,42 @@ def prepare(config: Recommender, ds: date) -> dict[str, Any]:
             f"{ds}: has no rows; run `recsys-moe ingest --as-of {ds}` first, and if it accepts none see {rejected}"
         )
     days = labels.days_to_prepare(config, tables, ds)
+    for day in _without_history(config, tables, days):
+        with _connect(config) as connection:
+            _leave_history(connection, config, tables, sides_of(config, tables), day)
     results = {day: _prepare_day(config, tables, day) for day in days}
     again = [day.isoformat() for day in days if day != ds]
     return {"step": "prepare", "ds": ds.isoformat(), **results[ds], "prepared_again": again}
 
 
+def _without_history(config: Recommender, tables: Tables, days: list[date]) -> list[date]:
+    """The ingested days that events of `days` look back at and that were never prepared, oldest first.
+
+    They would be missing in the features, and days could only be prepared in order.
+    """
+    if config.features.history is None:
+        return []
+    with sql.connect() as connection:
+        sql.view(connection, "log", tables.dataset("interactions"), pc.field("ds").isin(days))
+        first = sql.value(connection, "SELECT min(event_day) FROM log")
+    since = _oldest_seen(config, first)
+    left = {*days, *tables.days("daily_counts")}
+    return [day for day in tables.days("interactions") if since <= day < max(days) and day not in left]
+
+
+def _connect(config: Recommender) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
+    return sql.connect(config.columns.timezone, spill=config.workspace / "scratch")
+
+
 def _prepare_day(config: Recommender, tables: Tables, ds: date) -> dict[str, Any]:
-    versions: dict[TableName, int] = {}
-    with sql.connect(config.columns.timezone, spill=config.workspace / "scratch") as connection:
+    with _connect(config) as connection:
         sides = sides_of(config, tables)
-        _leave_log(connection, config, tables, ds)
-        _leave_events(connection, config, sides, "labelled")
-        queries = _leaves_for_later(config)
-        for name, query in queries.items():
-            versions[name] = tables.replace_day(name, ds, sql.stream(connection, query))
+        versions = _leave_history(connection, config, tables, sides, ds)
         if config.sampling.make_negatives:
             _leave_events(connection, config, sides, f"({made_negatives(connection, config, tables, ds, 'labelled')})")
-        rows = with_features(connection, config, tables, "events", through=ds - timedelta(days=1))
+        # What is counted is what is asked for, but for negatives that were made.
+        counted = None if config.sampling.make_negatives else "counted"
+        rows = with_features(connection, config, tables, "events", through=ds - timedelta(days=1), counted=counted)
         # The events are in order, and joins keep that of their left side as long as sides are not swapped and one
         # thread does it all. (The files are encoded in another.)
         connection.execute("SET disabled_optimizers = 'join_order,build_side_probe_side'")
@@ -64,15 +89,23 @@ def _prepare_day(config: Recommender, tables: Tables, ds: date) -> dict[str, Any
     return {"examples": count, "versions": versions}
 
 
-def _leaves_for_later(config: Recommender) -> dict[TableName, str]:
-    """Queries over `events`: what the history of later days is made of."""
+def _leave_history(
+    connection: duckdb.DuckDBPyConnection, config: Recommender, tables: Tables, sides: Sides, ds: date
+) -> dict[TableName, int]:
+    """Publish what day `ds` is for the history of later days. Leaves the tables `labelled`, `events` and `counted`."""
+    _leave_log(connection, config, tables, ds)
+    _leave_events(connection, config, sides, "labelled")
+    versions: dict[TableName, int] = {}
     written = config.features.history
-    queries: dict[TableName, str] = {}
-    if written:
-        queries["daily_counts"] = history.daily_counts(config, "events")
     if written and written.recent:
-        queries["daily_recent"] = recent.daily_recent(config, "events")
-    return queries
+        last = sql.stream(connection, recent.daily_recent(config, "events"))
+        versions["daily_recent"] = tables.replace_day("daily_recent", ds, last)
+    if written:
+        # The last of what a day leaves: one that has its counts has left all.
+        connection.execute(f"CREATE OR REPLACE TEMP TABLE counted AS {history.daily_counts(config, 'events')}")
+        counts = sql.stream(connection, "SELECT * FROM counted")
+        versions["daily_counts"] = tables.replace_day("daily_counts", ds, counts)
+    return versions
 
 
 def sides_of(config: Recommender, tables: Tables) -> Sides:
@@ -91,16 +124,17 @@ def with_features(
     *,
     through: date,
     keys: Iterable[tuple[str, ...]] | None = None,
+    counted: str | None = None,
 ) -> str:
     """A query: the relation `rows` with its numbers as numbers, lists as lists, and history features.
 
     `rows` has event_day and may have a part of the raw columns: a user's alone, say, for scoring. `keys` are the
     history keys to look up, all where None; lists are looked up for the columns that `rows` has. History is read
-    through the day `through` at most.
+    through the day `through` at most. `counted` is what `history.daily_counts` made of `rows`, if that is there.
     """
     present = {row[0] for row in connection.execute(f"DESCRIBE {rows}").fetchall()}
     # History keys are raw text, which typing may turn into numbers or lists: look up first, type after.
-    found = _lookups(connection, config, tables, rows, present, through, keys)
+    found = _lookups(connection, config, tables, rows, present, through, keys, counted)
     known = ", ".join(map(sql.name, sorted(present)))
     return f"SELECT {_typed(config, present)}, * EXCLUDE ({known}) FROM ({history.join(rows, found)})"
 
@@ -113,6 +147,7 @@ def _lookups(
     present: set[str],
     through: date,
     keys: Iterable[tuple[str, ...]] | None,
+    counted: str | None,
 ) -> list[history.Lookup]:
     """Leave the tables that hold the history of `rows`."""
     written = config.features.history
@@ -124,26 +159,53 @@ def _lookups(
         tuple(written.keys if keys is None else keys),
         [one for one in written.recent if one.key in present],
     )
-    since = first - timedelta(days=history.longest_look_back(config))
+    since = _oldest_seen(config, first)
     found = []
     if wanted:
-        _view_days(connection, tables, "daily_counts", since, through)
-        found += history.lookups(connection, config, rows, wanted)
+        counts = _daily_counts(config, tables, since, through)
+        found += history.lookups(connection, config, rows, wanted, counts, counted)
     if recents:
-        _view_days(connection, tables, "daily_recent", since, through)
+        sql.view(connection, "daily_recent", _known(tables, "daily_recent"), _days(since, through))
         found += recent.lookups(connection, config, rows, recents)
     return found
 
 
-def _view_days(
-    connection: duckdb.DuckDBPyConnection, tables: Tables, name: TableName, since: date, through: date
-) -> None:
-    """Make the days of a table that events may look at a view of its name."""
+def _oldest_seen(config: Recommender, event_day: date) -> date:
+    """The first day whose rows may be in the history of an event."""
+    # An event may lie a day after the one that brought it (`columns.tolerance_minutes`).
+    return event_day - timedelta(days=history.longest_look_back(config) + 1)
+
+
+def _daily_counts(
+    config: Recommender, tables: Tables, since: date, through: date
+) -> Iterator[tuple[date, pa.RecordBatch]]:
+    """What the days that events may look at have left, day by day."""
+    columns = ["key", "event_day", "hash", *(measure.name for measure in history.measures(config))]
+    counts = _known(tables, "daily_counts")
+    if lacking := [column for column in columns if column not in counts.schema.names]:
+        raise UserError(
+            f"{tables.path('daily_counts')}: has no column {lacking[0]!r}: it is of an older version or another YAML; "
+            "remove this folder and prepare its days again"
+        )
+    # Read as numbers that stand for them: the few names of keys are on every row.
+    named = pyarrow.dataset.ParquetFileFormat(dictionary_columns=["key"])
+    schema = counts.schema.set(counts.schema.get_field_index("key"), pa.field("key", _KEY))
+    for found in counts.get_fragments(filter=_days(since, through)):
+        ds = pyarrow.dataset.get_partition_keys(found.partition_expression)["ds"]
+        fragment = named.make_fragment(found.path, found.filesystem)
+        for batch in fragment.to_batches(schema=schema, columns=columns):
+            yield ds, batch
+
+
+def _known(tables: Tables, name: TableName) -> pyarrow.dataset.FileSystemDataset:
     if not tables.exists(name):
         raise UserError(f"{tables.path(name)}: there is no history yet; run `recsys-moe prepare` first")
-    # An event may lie a day after the one that brought it (`columns.tolerance_minutes`).
-    days = (pc.field("ds") >= since - timedelta(days=1)) & (pc.field("ds") <= through)
-    sql.view(connection, name, tables.dataset(name), days)
+    return tables.dataset(name)
+
+
+def _days(since: date, through: date) -> pc.Expression:
+    """Days that events may look at. One may lie a day after the one that brought it (`columns.tolerance_minutes`)."""
+    return (pc.field("ds") >= since - timedelta(days=1)) & (pc.field("ds") <= through)
 
 
 def _leave_log(connection: duckdb.DuckDBPyConnection, config: Recommender, tables: Tables, ds: date) -> None:

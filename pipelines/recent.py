@@ -13,7 +13,7 @@ import duckdb
 
 from pipelines import labels, sql
 from pipelines.config import Recent, Recommender
-from pipelines.history import Lookup, leave_asked
+from pipelines.history import Lookup
 
 
 def daily_recent(config: Recommender, events: str) -> str:
@@ -49,7 +49,7 @@ def lookups(
     found = []
     for number, one in enumerate(recents):
         lookup, delay = Lookup(f"recent{number}", sql.name(one.key)), delays[one.task] if one.task else 0
-        leave_asked(connection, rows, lookup.value)
+        _leave_asked(connection, rows, lookup.value)
         connection.execute(
             f"CREATE OR REPLACE TEMP TABLE {lookup.table} AS WITH newest AS ("
             "SELECT __moment, __value, event_time, item FROM asked JOIN daily_recent AS d ON d.value = __value "
@@ -61,3 +61,11 @@ def lookups(
         )
         found.append(lookup)
     return found
+
+
+def _leave_asked(connection: duckdb.DuckDBPyConnection, rows: str, value: str) -> None:
+    """Leave the table `asked`: each day and value that the relation `rows` asks for, with a number `__id`."""
+    connection.execute(
+        "CREATE OR REPLACE TEMP TABLE asked AS SELECT CAST(row_number() OVER () AS INTEGER) AS __id, * FROM "
+        f"(SELECT DISTINCT event_day AS __moment, {value} AS __value FROM {rows})"
+    )

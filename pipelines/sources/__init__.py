@@ -8,6 +8,7 @@ from datetime import UTC, date, datetime
 from pipelines.config import Source
 from pipelines.sources import delimited, files, json_lines, parquet_files, query
 from pipelines.sources.chunks import ROW_NUMBER, Chunk, Malformed, check_header, naming, no_rows
+from recsys_moe.errors import UserError
 
 __all__ = ["ROW_NUMBER", "Chunk", "Malformed", "changed_on", "columns_of", "locate_files", "read", "size_of"]
 
@@ -69,7 +70,8 @@ def read(source: Source, ds: date, wanted: Iterable[str]) -> Iterator[Chunk]:
     without rows gives one chunk without rows.
 
     Raises:
-        UserError: a file is missing, unreadable, not of its format or lacks a column, naming it; or the query fails.
+        UserError: a file is missing, unreadable, not of its format or lacks a column, naming it; the files were changed
+            meanwhile; or the query fails.
     """
     columns = sorted(set(wanted))
     chunk = None
@@ -81,7 +83,8 @@ def read(source: Source, ds: date, wanted: Iterable[str]) -> Iterator[Chunk]:
 
 
 def _read_files(source: Source, ds: date, columns: list[str]) -> Iterator[Chunk]:
-    for file in files.locate(source, ds):
+    found = files.locate(source, ds)
+    for file in found:
         with naming(file.uri):
             if source.file_format == "parquet":
                 yield from parquet_files.read(file, columns)
@@ -89,3 +92,6 @@ def _read_files(source: Source, ds: date, columns: list[str]) -> Iterator[Chunk]
                 yield from json_lines.read(file, columns)
             else:
                 yield from delimited.read(source, file, columns)
+    # A log that is still being written would come in cut short, and look whole.
+    if files.locate(source, ds) != found:
+        raise UserError(f"{source.path_for(ds)}: was replaced while it was read; run again when it is complete")

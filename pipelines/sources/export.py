@@ -124,6 +124,7 @@ class Export:
         for old in [path for path in folder.parent.iterdir() if path.is_dir()]:
             shutil.rmtree(old)
         beside = folder.with_name("building")
+        beside.mkdir()  # An export without rows has no parts that would make it.
         parts = Parts(beside)
         with sql.connect(self.columns.timezone) as connection:
             for chunk in sources.read(self.source, date.min, self.wanted):

@@ -24,6 +24,9 @@ def columns_of(files: Sequence[File], most_bytes: int = 4 * BLOCK) -> list[str]:
     """The keys of all objects, in order of appearance, as far as the first 64 MB of text go.
 
     A key may be left out of an object, so that no single line, and no single file, tells.
+
+    Raises:
+        UserError: there is no object with a key.
     """
     names: dict[str, None] = {}
     for file in files:
@@ -34,6 +37,8 @@ def columns_of(files: Sequence[File], most_bytes: int = 4 * BLOCK) -> list[str]:
                 if stream.position > most_bytes:
                     return list(names)
             most_bytes -= stream.position
+    if not names:
+        raise UserError(f"{files[0].uri}: none of its lines is a JSON object; there must be a whole one in each line")
     return list(names)
 
 

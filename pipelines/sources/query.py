@@ -129,6 +129,8 @@ def _text(value: Any) -> str | None:
         return value
     if isinstance(value, bool):
         return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode(errors="backslashreplace")
     if isinstance(value, Decimal):
         return format(value, "f")
     return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, dict | list) else str(value)

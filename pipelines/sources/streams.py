@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from threading import Lock
 from typing import Self
 
 import pyarrow as pa
@@ -42,6 +43,7 @@ class TextStream:
     def __init__(self, file: File) -> None:
         self.file = file
         self.position = self.quotes = 0
+        self._reading = Lock()
         self._source = unpacked(file)
         self._decoder = codecs.getincrementaldecoder("utf-8")()
         self.head = self._source.read(_HEAD)
@@ -62,13 +64,19 @@ class TextStream:
         return bool(self._source.closed)
 
     def close(self) -> None:
-        """Close the file below."""
-        self._source.close()
+        """Close the file below, when nobody reads it any more.
+
+        Arrow reads ahead in a thread of its own. A file that is closed under its hands leaves it with a descriptor
+        that the next file gets: it would take bytes from there.
+        """
+        with self._reading:
+            self._source.close()
 
     def read(self, size: int) -> bytes:
         """The next bytes, checked; fewer than `size` only at the file's end."""
-        block, self._ahead = self._ahead[:size], self._ahead[size:]
-        return block + self._checked(self._source.read(size - len(block))) if len(block) < size else block
+        with self._reading:
+            block, self._ahead = self._ahead[:size], self._ahead[size:]
+            return block + self._checked(self._source.read(size - len(block))) if len(block) < size else block
 
     def _checked(self, block: bytes) -> bytes:
         self._check(block)

@@ -97,9 +97,10 @@ def computed(config: Recommender, log: pd.DataFrame, rows: pd.DataFrame) -> pd.D
             for tables, query in zip(left.values(), queries, strict=True):
                 day = sql.fetch(connection, query)
                 tables.append(day.append_column("ds", pa.array([ds] * len(day), pa.date32())))
-        for name, tables in left.items():
-            connection.register(name, pa.concat_tables(tables))
-        found = history.lookups(connection, config, "asked_rows", KEYS)
+        connection.register("daily_recent", pa.concat_tables(left["daily_recent"]))
+        days = zip(sorted(set(log["ds"])), left["daily_counts"], strict=True)
+        counts = [(ds, batch) for ds, table in days for batch in table.to_batches()]
+        found = history.lookups(connection, config, "asked_rows", KEYS, counts)
         found += recent.lookups(connection, config, "asked_rows", config.features.history.recent)
         frame = sql.fetch(connection, history.join("asked_rows", found)).to_pandas()
     return frame.set_index("index").sort_index().drop(columns=COLUMNS)
