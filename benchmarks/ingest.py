@@ -45,7 +45,7 @@ def run(rows: int, many: int, rounds: int, folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         place = Path(scratch)
         for kind in ("csv", "parquet"):
-            _write(place / f"small.{kind}", rows)
+            write(place / f"small.{kind}", rows)
         result: dict[str, Any] = {"rows": rows}
         for kind in ("csv", "parquet"):
             bare, ours, peak = _in_turns(place / f"small.{kind}", rounds)
@@ -55,7 +55,7 @@ def run(rows: int, many: int, rounds: int, folder: Path) -> dict[str, Any]:
                 f"{kind}_rows_per_second": round(rows / ours),
             }
             result |= {f"ratio_{kind}": round(bare / ours, 3), f"peak_mb_2m_{kind}": round(peak)}
-        _write(place / "large.csv", rows * many)
+        write(place / "large.csv", rows * many)
         _, large = _alone(ingest, place / "large.csv")
     small = result.pop("peak_mb_2m_csv")
     return result | {"peak_mb_2m": small, "peak_mb_20m": round(large), "peak_ratio": round(large / small, 3)}
@@ -141,7 +141,7 @@ def _recommender(path: Path) -> Path:
     return file
 
 
-def _write(path: Path, rows: int) -> None:
+def write(path: Path, rows: int) -> None:
     """A log of so many rows, written a block at a time."""
     if path.suffix == ".csv":
         with pyarrow.csv.CSVWriter(path, _block(0, 1, 1).schema) as csv:

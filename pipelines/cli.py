@@ -1,7 +1,8 @@
 """`recsys-moe STEP --config FILE --as-of DATE`: the boundary that schedulers and people call.
 
 Logs go to stderr. The last line of stdout is one JSON object, which is also written to the file that
-`$RECSYS_MOE_RESULT` names. Exit codes: 0 done, 2 something that the user can mend, 99 nothing to do, 1 a bug.
+`$RECSYS_MOE_RESULT` names. Exit codes: 0 done, 2 something that the user can mend, 75 something that passes by itself
+(a storage that cannot be reached, a race that was lost), 99 nothing to do, 1 a bug.
 
 Steps are imported when they are called: `--help`, `ingest` and `schema` need no torch.
 """
@@ -22,11 +23,11 @@ import typer
 
 from pipelines import config as recommenders
 from pipelines.config import Recommender
-from pipelines.errors import NotDueError
+from pipelines.errors import NotDueError, TryAgainError
 from pipelines.processes import end_with_parent
 from recsys_moe.errors import UserError
 
-USER_ERROR, SKIPPED = 2, 99
+USER_ERROR, TRY_AGAIN, SKIPPED = 2, 75, 99
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,11 +50,18 @@ def simulate(config: Config, debug: Debug = False) -> None:
 
 
 @app.command()
-def ingest(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+def ingest(
+    config: Config,
+    as_of: AsOf,
+    despite_limits: Annotated[
+        bool, typer.Option("--despite-limits", help="Publish a day whose volume is far off those before it, too.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Read and check one day's files, set bad rows aside with a reason, publish."""
     from pipelines.ingest import ingest as step
 
-    _call(debug, lambda: step(_load(config), _day(as_of)))
+    _call(debug, lambda: step(_load(config), _day(as_of), despite_limits))
 
 
 @app.command()
@@ -280,7 +288,7 @@ def _guard(debug: bool, work: Callable[[], object]) -> None:
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(USER_ERROR) from None
+        raise typer.Exit(TRY_AGAIN if isinstance(error, TryAgainError) else USER_ERROR) from None
     raise typer.Exit(code if isinstance(code, int) else 0)
 
 

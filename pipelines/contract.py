@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date, timedelta
+from datetime import date
 
 import pyarrow as pa
 
@@ -117,9 +117,10 @@ def time_rules(stamp: Timestamp, columns: Columns, ds: date) -> list[Rule]:
     slack = f"INTERVAL {round(columns.tolerance_minutes * 60)} SECONDS"
     day = "CAST(CAST(__time AS DATE) AS VARCHAR)"
     after = f"concat('event day ', {day}, ' is after the day it came in, {ds}')"
-    rules.append((f"__time >= TIMESTAMPTZ '{ds + timedelta(days=1)}' + {slack}", after))
+    # By the local day, and not by the moment of midnight: in some zones there are two of those on one day of autumn.
+    rules.append((f"CAST(__time - {slack} AS DATE) > DATE '{ds}'", after))
     if columns.late == "reject":
-        rules.append((f"__time < TIMESTAMPTZ '{ds}' - {slack}", f"concat('late: event day ', {day})"))
+        rules.append((f"CAST(__time + {slack} AS DATE) < DATE '{ds}'", f"concat('late: event day ', {day})"))
     return rules
 
 

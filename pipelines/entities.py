@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines import sql
-from pipelines.catalog import Sides
-from pipelines.config import Recommender
+from pipelines.catalog import Sides, model_features
+from pipelines.config import Recommender, segment_columns
 from pipelines.prepare import sides_of, with_features
 from pipelines.tables import TableName, Tables, snapshots
 from recsys_moe.errors import UserError
@@ -51,10 +51,10 @@ def entity_rows(
         UserError: the model reads a context column that the YAML gives no value, or no users (items) are known yet.
     """
     sides = sides_of(config, tables)
-    _check_context(sides, moment)
+    _check_context(config, sides, moment)
     key = config.columns.user if side == "user" else config.columns.item
     connection.register("known", _known(tables, moment.ds, "users" if side == "user" else "items", key))
-    context = ", ".join(f"{sql.text(str(value))} AS {sql.name(name)}" for name, value in moment.values.items())
+    context = ", ".join(f"{sql.text(_spelled(value))} AS {sql.name(name)}" for name, value in moment.values.items())
     connection.execute(
         f"CREATE OR REPLACE TEMP TABLE entities AS SELECT known.*, DATE '{moment.day}' AS event_day"
         f"{', ' + context if context else ''} FROM known ORDER BY {sql.name(key)}"
@@ -78,8 +78,16 @@ def _known(tables: Tables, ds: date, name: TableName, key: str) -> pa.Table:
     return seen.group_by(key).aggregate([])
 
 
-def _check_context(sides: Sides, moment: Moment) -> None:
-    missing = sorted(set(sides.columns("context")) - set(moment.values))
+def _spelled(value: str | int | float) -> str:
+    """As ingest cleans values: 1.0 is 1."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _check_context(config: Recommender, sides: Sides, moment: Moment) -> None:
+    # What only lists are made of belongs to events of before, not to the moment.
+    read = {column for feature in model_features(config, sides) for column in feature.from_keys}
+    read |= set(segment_columns(config))
+    missing = sorted(set(sides.columns("context")) & read - set(moment.values))
     if missing:
         raise UserError(
             f"scoring.context: the model reads {missing}, which belong to the moment; give them values "

@@ -45,6 +45,8 @@ def forget(config: Recommender, user: str, dry_run: bool = False) -> dict[str, A
     Raises:
         UserError: no table and no model knows the user, or the storage or MLflow cannot be reached.
     """
+    if not user.strip():
+        raise UserError("--user: is empty; give the user's id")
     tables, registry = Tables(config.storage), Registry(config)
     # First, since it reads what is about to go.
     models = seen_by(config, tables, registry, user)
@@ -206,7 +208,7 @@ def _rejected(config: Recommender, user: str) -> Mask:
     def is_theirs(text: str) -> bool:
         row = json.loads(text)
         if isinstance(row, dict):
-            return any(str(row.get(column)).strip() == user for column in columns)
+            return any(_cleaned(row.get(column)) == user for column in columns)
         return bool(word.search(str(row)))
 
     def mask(batch: pa.RecordBatch) -> pa.Array:
@@ -216,6 +218,11 @@ def _rejected(config: Recommender, user: str) -> Mask:
         return pc.replace_with_mask(maybe, maybe, sure)
 
     return mask
+
+
+def _cleaned(value: object) -> str:
+    """As ingest cleans ids: 7.0 is 7."""
+    return re.sub(r"^(-?[0-9]+)\.0+$", r"\1", str(value).strip())
 
 
 def _spelled(text: str) -> set[str]:

@@ -39,6 +39,13 @@ def is_ripe(config: Recommender, task: TaskSource, day: date, newest: date) -> b
     return day + timedelta(days=delay_days(config, task)) <= newest
 
 
+def known_tasks(config: Recommender, tables: Tables, day: date) -> list[TaskSource]:
+    """The tasks whose labels of an ingested day are known: ripe, and not from before there were outcomes at all."""
+    newest, first = max(tables.days("interactions")), min(tables.days("outcomes"), default=date.max)
+    ripe = [task for task in config.tasks if is_ripe(config, task, day, newest)]
+    return [t for t in ripe if not t.outcome or first <= day + timedelta(days=t.label_delay_days)]
+
+
 def all_ripe(config: Recommender, day: date, newest: date) -> bool:
     """Whether that is so for all tasks."""
     return all(is_ripe(config, task, day, newest) for task in config.tasks)
@@ -71,8 +78,8 @@ def with_labels(connection: duckdb.DuckDBPyConnection, config: Recommender, tabl
     Raises:
         UserError: a table was ingested without a column that the YAML names.
     """
-    newest = max(tables.days("interactions"))
-    ripe = [task for task in config.tasks if is_ripe(config, task, ds, newest)]
+    _check_columns(tables, "interactions", config.label_columns)
+    ripe = known_tasks(config, tables, ds)
     credits: dict[_Credit, str] = {}
     for credit in (_Credit.of(config, task) for task in ripe if task.outcome is not None):
         if credit not in credits:
@@ -215,8 +222,11 @@ def _view(
     last: date,
 ) -> None:
     """Make the days of a table from `first` through `last` the view `all_<name>`, once it is seen to have columns."""
-    rows = tables.dataset(name)
-    lacking = sorted(set(columns) - set(rows.schema.names))
+    _check_columns(tables, name, columns)
+    sql.view(connection, f"all_{name}", tables.dataset(name), (pc.field("ds") >= first) & (pc.field("ds") <= last))
+
+
+def _check_columns(tables: Tables, name: TableName, columns: tuple[str, ...]) -> None:
+    lacking = sorted(set(columns) - set(tables.dataset(name).schema.names))
     if lacking:
         raise UserError(f"{tables.path(name)}: has no column {', '.join(lacking)}, which the YAML names; ingest again")
-    sql.view(connection, f"all_{name}", rows, (pc.field("ds") >= first) & (pc.field("ds") <= last))

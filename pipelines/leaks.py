@@ -56,6 +56,7 @@ def check(config: Recommender, tables: Tables, split: Split) -> list[str]:
     Raises:
         UserError: a date feature lies after the event too often.
     """
+    _check_columns(config, tables)
     refuse_future(config, tables, split)
     warnings = [
         f"{found}, above leaks.warn_auc {config.leaks.warn_auc:g}: is it known before the event?"
@@ -64,6 +65,16 @@ def check(config: Recommender, tables: Tables, split: Split) -> list[str]:
     for warning in warnings:
         log.warning(warning)
     return warnings
+
+
+def _check_columns(config: Recommender, tables: Tables) -> None:
+    wanted = {feature.name for feature in model_features(config, sides_of(config, tables))}
+    wanted |= {f"label_{task.name}" for task in config.tasks}
+    lacking = sorted(wanted - set(tables.dataset("examples").schema.names))
+    if lacking:
+        raise UserError(
+            f"{tables.path('examples')}: has no column {lacking[0]!r}, which the YAML names; prepare its days again"
+        )
 
 
 def refuse_future(config: Recommender, tables: Tables, split: Split) -> None:

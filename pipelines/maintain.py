@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from stat import S_ISDIR
 from typing import Any, get_args
 
 from pipelines.config import Recommender
@@ -87,8 +90,17 @@ def _clear_scratch(config: Recommender, dry_run: bool) -> dict[str, int]:
 
 
 def _last_written(path: Path) -> float:
-    return max((one.stat().st_mtime for one in [path, *path.rglob("*")]), default=0.0)
+    return max((stat.st_mtime for stat in _stats(path)), default=0.0)
 
 
 def _bytes(path: Path) -> int:
-    return sum(one.stat().st_size for one in [path, *path.rglob("*")] if one.is_file())
+    return sum(stat.st_size for stat in _stats(path) if not S_ISDIR(stat.st_mode))
+
+
+def _stats(path: Path) -> Iterator[os.stat_result]:
+    """Of a folder and what is in it. What a step at work removes meanwhile is passed over."""
+    with suppress(FileNotFoundError):
+        yield path.stat()
+        for one in path.rglob("*"):
+            with suppress(FileNotFoundError):
+                yield one.stat()

@@ -61,8 +61,22 @@ def _without_history(config: Recommender, tables: Tables, days: list[date]) -> l
         sql.view(connection, "log", tables.dataset("interactions"), pc.field("ds").isin(days))
         first = sql.value(connection, "SELECT min(event_day) FROM log")
     since = _oldest_seen(config, first)
-    left = {*days, *tables.days("daily_counts")}
+    left = {*days, *_days_with_history(config, tables, since)}
     return [day for day in tables.days("interactions") if since <= day < max(days) and day not in left]
+
+
+def _days_with_history(config: Recommender, tables: Tables, since: date) -> list[date]:
+    """The days from `since` on that have left counts for all keys and tasks that the YAML names now."""
+    if not tables.exists("daily_counts"):
+        return []
+    assert config.features.history is not None
+    keys = {history.ALL, *(history.key_name(key) for key in config.features.history.keys)}
+    seen: dict[date, set[str]] = {}
+    for ds, fragment in _fragments(tables, pc.field("ds") >= since):
+        if set(_counted_columns(config)) <= set(fragment.physical_schema.names):
+            column = fragment.to_table(columns=["key"], schema=pa.schema([("key", _KEY)])).column("key")
+            seen.setdefault(ds, set()).update(*(chunk.dictionary.to_pylist() for chunk in column.chunks))
+    return [ds for ds, found in seen.items() if keys <= found]
 
 
 def _connect(config: Recommender) -> AbstractContextManager[duckdb.DuckDBPyConnection]:
@@ -180,21 +194,32 @@ def _daily_counts(
     config: Recommender, tables: Tables, since: date, through: date
 ) -> Iterator[tuple[date, pa.RecordBatch]]:
     """What the days that events may look at have left, day by day."""
-    columns = ["key", "event_day", "hash", *(measure.name for measure in history.measures(config))]
-    counts = _known(tables, "daily_counts")
-    if lacking := [column for column in columns if column not in counts.schema.names]:
-        raise UserError(
-            f"{tables.path('daily_counts')}: has no column {lacking[0]!r}: it is of an older version or another YAML; "
-            "remove this folder and prepare its days again"
-        )
-    # Read as numbers that stand for them: the few names of keys are on every row.
-    named = pyarrow.dataset.ParquetFileFormat(dictionary_columns=["key"])
-    schema = counts.schema.set(counts.schema.get_field_index("key"), pa.field("key", _KEY))
-    for found in counts.get_fragments(filter=_days(since, through)):
-        ds = pyarrow.dataset.get_partition_keys(found.partition_expression)["ds"]
-        fragment = named.make_fragment(found.path, found.filesystem)
-        for batch in fragment.to_batches(schema=schema, columns=columns):
+    columns = _counted_columns(config)
+    for ds, fragment in _fragments(tables, _days(since, through)):
+        lacking = [column for column in columns if column not in fragment.physical_schema.names]
+        if lacking:
+            raise UserError(
+                f"{tables.path('daily_counts')}: {ds} has no column {lacking[0]!r}: it is of another YAML or version; "
+                f"run `recsys-moe prepare --as-of {ds}` again"
+            )
+        schema = pa.schema([fragment.physical_schema.field(column) for column in columns])
+        for batch in fragment.to_batches(schema=schema.set(0, pa.field("key", _KEY)), columns=columns):
             yield ds, batch
+
+
+def _counted_columns(config: Recommender) -> list[str]:
+    return ["key", "event_day", "hash", *(measure.name for measure in history.measures(config))]
+
+
+def _fragments(tables: Tables, days: pc.Expression) -> Iterator[tuple[date, pyarrow.dataset.ParquetFileFragment]]:
+    """The files of `daily_counts`, in the order of days, whenever these were written: sums of fractions depend on it.
+
+    Keys are read as numbers that stand for them: their few names are on every row.
+    """
+    named = pyarrow.dataset.ParquetFileFormat(dictionary_columns=["key"])
+    for found in sorted(_known(tables, "daily_counts").get_fragments(filter=days), key=lambda one: one.path):
+        ds = pyarrow.dataset.get_partition_keys(found.partition_expression)["ds"]
+        yield ds, named.make_fragment(found.path, found.filesystem)
 
 
 def _known(tables: Tables, name: TableName) -> pyarrow.dataset.FileSystemDataset:
@@ -217,8 +242,10 @@ def _leave_log(connection: duckdb.DuckDBPyConnection, config: Recommender, table
     connection.execute(f"CREATE TEMP {kept} labelled AS {query}")
     entities: tuple[TableName, ...] = ("users", "items")
     for name in entities:
-        if snapshots.exists(tables, name, ds):
-            snapshots.view(connection, tables, name, ds, name)
+        # An event knows what was known at the end of the day before, as scoring does; the first day has only its own.
+        known = [day for day in (ds - timedelta(days=1), ds) if snapshots.exists(tables, name, day)]
+        if known:
+            snapshots.view(connection, tables, name, known[0], name)
 
 
 def _leave_events(connection: duckdb.DuckDBPyConnection, config: Recommender, sides: Sides, labelled: str) -> None:
@@ -237,11 +264,12 @@ def _leave_events(connection: duckdb.DuckDBPyConnection, config: Recommender, si
             picked = ", ".join(sql.name(c) for c in (key, *found))
             joins += f" LEFT JOIN (SELECT {picked} FROM {relation}) AS {relation} USING ({sql.name(key)})"
     derived = derived_columns(connection, labelled)
-    order = ", ".join(sql.name(c) for c in ("event_time", config.columns.user, config.columns.item, "source_row"))
+    columns = ("event_time", config.columns.user, config.columns.item, "source_file", "source_row")
+    order = ", ".join(map(sql.name, columns))
     rest = ", COLUMNS(*)" if config.sampling.make_negatives else ""
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE events AS SELECT * EXCLUDE (source_row) FROM ("
-        f"SELECT * EXCLUDE (source_file){_weight(config)}{derived} FROM {labelled} AS labelled{joins} "
+        f"CREATE OR REPLACE TEMP TABLE events AS SELECT * EXCLUDE (source_file, source_row) FROM ("
+        f"SELECT *{_weight(config)}{derived} FROM {labelled} AS labelled{joins} "
         f"ORDER BY {order}{rest})"
     )
 

@@ -15,7 +15,7 @@ from recsys_moe.errors import OldFormatError, UserError
 
 log = logging.getLogger(__name__)
 
-_LOWER_IS_BETTER = ("log_loss",)
+_LOWER_IS_BETTER = ("log_loss", "rmse")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,9 @@ def _decide(
     config: Recommender, registry: Registry, version: Version, champion: Version | None, as_of: date
 ) -> Decision:
     gate = config.evaluation.gate
-    metric = f"{config.primary_task}/{gate.metric}"
+    kind = next(task.kind for task in config.tasks if task.name == config.primary_task)
+    measure = "rmse" if kind == "regression" else gate.metric
+    metric = f"{config.primary_task}/{measure}"
     if champion is None:
         return Decision(True, "there was no champion yet", metric)
     if champion == version:
@@ -83,8 +85,8 @@ def _decide(
         except UserError as error:
             raise UserError(f"version {contender.number} cannot be tried on the examples of {as_of}: {error}") from None
         measured = held_out.measure({config.primary_task: said[config.primary_task]})
-        values.append(measured[config.primary_task][gate.metric])
-    return _compare(metric, gate.min_gain, gate.metric in _LOWER_IS_BETTER, champion.number, *values)
+        values.append(measured[config.primary_task][measure])
+    return _compare(metric, gate.min_gain, measure in _LOWER_IS_BETTER, champion.number, *values)
 
 
 def _compare(metric: str, min_gain: float, lower_is_better: bool, champion: int, new: float, old: float) -> Decision:

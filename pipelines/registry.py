@@ -295,11 +295,16 @@ def _training(run: mlflow.entities.Run, versions: list[int], aliases: Mapping[in
         run_id=str(run.info.run_id),
         versions=tuple(versions),
         aliases={version: tuple(sorted(aliases.get(version, []))) for version in versions},
-        tables={one.name: int(json.loads(one.source)["delta_table_version"]) for one in inputs},
+        tables={one.name: int(json.loads(one.source)["delta_table_version"]) for one in inputs if _is_ours(one)},
         as_of=days[0],
         through=days[1],
         window=sum(map(int, parts)) if all(part.isdigit() for part in parts) else None,
     )
+
+
+def _is_ours(dataset: mlflow.entities.Dataset) -> bool:
+    """Whether an input of a run is a table of ours, and nothing that a person has logged."""
+    return "delta_table_version" in json.loads(dataset.source)
 
 
 def _milliseconds() -> int:

@@ -57,11 +57,10 @@ def made_negatives(
             "CREATE OR REPLACE TEMP TABLE negatives_asked AS SELECT __user, __item, event_time, number, "
             f"{_spot(made.seed, 'number', str(attempt))} AS spot FROM negatives_drawn WHERE is_seen"
         )
-    newest = max(tables.days("interactions"))
-    unknown = [t.given or not labels.is_ripe(config, t, ds, newest) for t in config.tasks]
+    known = labels.known_tasks(config, tables, ds)
     zeros = ", ".join(
-        f"{'NULL' if nothing else '0.0'} AS {sql.name(f'label_{task.name}')}"
-        for task, nothing in zip(config.tasks, unknown, strict=True)
+        f"{'NULL' if task.given or task not in known else '0.0'} AS {sql.name(f'label_{task.name}')}"
+        for task in config.tasks
     )
     return (
         f"SELECT * FROM {relation} UNION ALL BY NAME "

@@ -45,6 +45,8 @@ def score(config: Recommender, ds: date, model_version: int | None = None) -> di
     tables = Tables(config.storage)
     if ds not in tables.days("interactions"):
         raise UserError(f"{ds}: was not ingested; run `recsys-moe ingest --as-of {ds}` first")
+    if config.features.history and ds not in tables.days("daily_counts"):
+        raise UserError(f"{ds}: was not prepared; run `recsys-moe prepare --as-of {ds}` first")
     ranker = checkpoint.load(registry.checkpoint(version))
     parts = [part for moment in moments(config, ds).values() for part in _score_moment(config, tables, ranker, moment)]
     rows = _with_origin(pa.concat_tables(parts), version)

@@ -62,7 +62,7 @@ def _threads() -> int:
 
 def _memory() -> str:
     said = os.environ.get(MEMORY, _DEFAULT_MEMORY)
-    if not re.fullmatch(r"\d+(\.\d+)? ?[KMGT]i?B", said):
+    if not re.fullmatch(r"\d+(\.\d+)? ?[MGT]i?B", said):
         raise UserError(f"{MEMORY}: {said!r} is no amount of memory; give one such as 2GB or 500MB")
     return said
 
@@ -103,7 +103,8 @@ def view(
     chosen = list(rows.get_fragments(filter=days))
     folder = rows.filesystem
     local = isinstance(folder, pyarrow.fs.SubTreeFileSystem) and isinstance(folder.base_fs, pyarrow.fs.LocalFileSystem)
-    if not chosen or not local:
+    # A folder above the table such as `env=prod` would be taken for a partition, too.
+    if not chosen or not local or "=" in folder.base_path:
         connection.register(alias, pyarrow.dataset.FileSystemDataset(chosen, rows.schema, rows.format, folder))
         return
     # In the order of their days, whenever these were written.

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.config.sources import Column, Name
 from recsys_moe.config import Frozen
@@ -24,6 +32,11 @@ class ColumnRule(Frozen):
     min: float | None = None
     max: float | None = None
     allowed: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+
+    @field_validator("allowed", mode="before", json_schema_input_type=list[str | int] | None)
+    @classmethod
+    def _as_text(cls, value: Any) -> Any:
+        return [str(one) if type(one) is int else one for one in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _ranges_are_of_numbers(self) -> Self:
@@ -52,7 +65,7 @@ class Volume(Frozen):
 
 
 class Contract(Frozen):
-    """Rules by column of the log, users or items, and the limits past which a day is not published.
+    """Rules by column of the log, users, items or outcomes, and the limits past which a day is not published.
 
     `max_rejected` is the largest share of a day's rows that may break the rules.
     """

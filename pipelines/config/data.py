@@ -8,7 +8,6 @@ from zoneinfo import ZoneInfo
 from pydantic import (
     AfterValidator,
     Field,
-    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -37,7 +36,7 @@ class Columns(Frozen):
     timezone: str = "UTC"
     unique: tuple[Column, ...] = ()
     late: Literal["accept", "reject"] = "accept"
-    tolerance_minutes: NonNegativeFloat = 0.0
+    tolerance_minutes: Annotated[float, Field(ge=0, le=1440)] = 0.0
     outcomes: tuple[Column, ...] = ()
     weight: Column | None = None
     missing: tuple[str, ...] = ("", "NULL", "null", "NaN", "nan", "\\N")
@@ -46,7 +45,7 @@ class Columns(Frozen):
     @classmethod
     def _known_zone(cls, value: str) -> str:
         try:
-            ZoneInfo(value)
+            ZoneInfo("" if value == "localtime" else value)
         except (KeyError, ValueError, OSError):
             raise ValueError(f"{value!r} is no time zone; use a name such as 'Europe/Berlin' or 'UTC'") from None
         return value

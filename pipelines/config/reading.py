@@ -49,27 +49,32 @@ def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     raw = dict(raw)
     if isinstance(raw.get("storage"), str):
-        raw["storage"] = _inside_root(raw["storage"], folder)
-        if raw["storage"].startswith("s3://"):
-            raw["local"] = place(raw.get("local") or f"../var/{raw.get('name')}")
+        raw["storage"] = _inside_root("storage", raw["storage"], folder)
+        if raw["storage"].startswith("s3://") or raw.get("local"):
+            raw["local"] = _inside_folder("local", str(raw.get("local") or f"../var/{raw.get('name')}"), folder)
     if isinstance(raw.get("source"), dict):
         raw["source"] = {key: source(value) for key, value in raw["source"].items()}
     return raw
 
 
-def _inside_root(storage: str, folder: Path) -> str:
+def _inside_root(key: str, place: str, folder: Path) -> str:
     """The storage folder, made absolute, or a place on S3; a YAML must not write where nobody expects it."""
-    root = os.environ.get("RECSYS_MOE_STORAGE_ROOT")
-    if storage.startswith("s3://"):
-        return _inside_bucket(storage, root)
-    if "://" in storage:
-        raise UserError(f"storage: {storage!r} is neither a local folder nor a place on S3 (s3://bucket/…)")
-    local_root = Path(root or folder.parent).resolve()
-    path = (folder / storage).resolve()
-    if path == local_root or not path.is_relative_to(local_root):
+    if place.startswith("s3://"):
+        return _inside_bucket(place, os.environ.get("RECSYS_MOE_STORAGE_ROOT"))
+    return _inside_folder(key, place, folder)
+
+
+def _inside_folder(key: str, place: str, folder: Path) -> str:
+    """A local folder below `RECSYS_MOE_STORAGE_ROOT`, or below the folder above the YAML's, made absolute."""
+    if "://" in place:
+        kinds = "a local folder nor a place on S3 (s3://bucket/…)" if key == "storage" else "absolute nor relative"
+        raise UserError(f"{key}: {place!r} is neither {kinds}")
+    said = os.environ.get("RECSYS_MOE_STORAGE_ROOT", "")
+    root = Path(said if said and "://" not in said else folder.parent).resolve()
+    path = (folder / place).resolve()
+    if path == root or not path.is_relative_to(root):
         raise UserError(
-            f"storage: {storage!r} leaves its root {local_root}; "
-            "name a folder inside it, or set RECSYS_MOE_STORAGE_ROOT"
+            f"{key}: {place!r} leaves its root {root}; name a folder inside it, or set RECSYS_MOE_STORAGE_ROOT"
         )
     return str(path)
 

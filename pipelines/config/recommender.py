@@ -114,6 +114,10 @@ def _check_outcomes(config: Recommender) -> None:
     for task in config.tasks:
         if task.outcome is not None and task.outcome not in outcomes:
             raise ValueError(f"tasks.{task.name}.outcome: {task.outcome!r} is none of source.outcomes {[*outcomes]}")
+        if task.value and task.value.lower() in {"outcome", "user", "item", "request", *RESERVED_COLUMNS}:
+            raise ValueError(
+                f"tasks.{task.name}.value: {task.value!r} is a column of the table itself; rename it at its source"
+            )
     sampled = config.sampling.keep_negatives
     kinds = {task.name: task.kind for task in config.tasks}
     parents = {task.name: task.given for task in config.tasks}
@@ -172,6 +176,7 @@ def _check_names(config: Recommender) -> None:
     raw = [columns.user, columns.item, *columns.unique, *feature_columns(config)]
     raw += [*config.label_columns, *([split.column] if split.by == "column" else [])]
     raw += [column for column in (columns.weight, *request_columns(config)) if column]
+    raw += config.contract.columns
     stamp = columns.timestamp.name
     raw = [column for column in dict.fromkeys([stamp, *raw]) if column != stamp or stamp.lower() != "event_time"]
     made = [feature.name for feature in config.features.numeric if feature.days_since and feature.name not in raw]

@@ -32,7 +32,7 @@ class Source(Frozen):
 
     path: str | None = None
     format: Literal["auto", "csv", "tsv", "jsonl", "parquet"] = "auto"
-    delimiter: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    delimiter: Annotated[str, Field(pattern=r"^[\t\x20-\x21\x23-\x7e]$")] | None = None
     sql: Annotated[str, Field(min_length=1)] | None = None
     connection: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
 
@@ -79,7 +79,14 @@ class Source(Frozen):
         if self.format != "auto":
             return self.format
         name = re.sub(r"\.(gz|zst)$", "", (self.path or "").lower())
-        endings = {".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
+        endings = {
+            ".csv": "csv",
+            ".tsv": "tsv",
+            ".json": "jsonl",
+            ".jsonl": "jsonl",
+            ".ndjson": "jsonl",
+            ".parquet": "parquet",
+        }
         return endings.get(PurePosixPath(name).suffix, "csv")
 
 

@@ -71,7 +71,7 @@ class RandomSplit(Frozen):
     """Rows are held out at random, as tables in papers do. History features still look at days before only."""
 
     by: Literal["random"]
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=10**16)] = 0
     validation: Share = 0.1
     test: Share = 0.1
 

@@ -10,19 +10,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import duckdb
+import pyarrow as pa
 
 from pipelines import catalog, contract, sources, sql
-from pipelines.catalog import Files
 from pipelines.config import Recommender
-from pipelines.ingest import rejects
+from pipelines.ingest import rejects, summary
 from pipelines.ingest.entities import EntityFiles, leaks_the_present
 from pipelines.ingest.judging import Counts, Judge, Terms
 from pipelines.ingest.limits import check_rejected, check_volume
-from pipelines.ingest.outcomes import outcome_schema, read_outcomes
-from pipelines.ingest.summary import as_row
+from pipelines.ingest.outcomes import OutcomeLogs
 from pipelines.sources import export
-from pipelines.tables import Tables, snapshots
+from pipelines.tables import TableName, Tables, snapshots
 from pipelines.tables.publishing import DayWriter
 from recsys_moe.errors import UserError
 
@@ -32,8 +30,8 @@ log = logging.getLogger(__name__)
 def ingest(config: Recommender, ds: date, despite_limits: bool = False) -> dict[str, Any]:
     """Publish day `ds` of the log, and the users, items and outcomes that came with it.
 
-    Nothing is published before all was read and found to be within the limits of the contract. The log's rows are the
-    last to be published: a day that has them has the rest.
+    Nothing is published before all was read, found to be within the limits of the contract, and written out beside.
+    The log's rows are the last to be published: a day that has them has the rest.
 
     Args:
         config: the recommender.
@@ -41,39 +39,102 @@ def ingest(config: Recommender, ds: date, despite_limits: bool = False) -> dict[
         despite_limits: publish a day whose volume is far off the days before, too.
 
     Returns:
-        `read` = `accepted` + `rejected` + `duplicates` of the log's rows, `late` ones among the accepted, warnings, and
-        the tables' new versions.
+        `read` = `accepted` + `rejected` + `duplicates` of the log's rows, `late` ones among the accepted; the same for
+        the other sources; warnings, and the tables' new versions.
 
     Raises:
         UserError: a file is missing or not what the YAML says, the day has no rows, or is beyond the limits.
     """
-    files = catalog.locate(config, ds)
-    tables = Tables(config.storage)
     with ExitStack() as stack:
-        scratch = stack.enter_context(_scratch(config))
-        connection = stack.enter_context(sql.connect(config.columns.timezone, spill=scratch))
-        rejected = stack.enter_context(tables.day_writer("rejected", ds, rejects.SCHEMA))
-        judge = _judge_of_log(connection, config, ds, files, scratch)
-        accepted = stack.enter_context(tables.day_writer("interactions", ds, judge.schema(files.interactions)))
-        counts = _read_log(config, ds, files, judge, accepted, rejected)
+        day = _Day(stack, config, ds)
+        counts = day.read_log()
         if not despite_limits:
-            check_volume(config, tables, ds, counts.read)
-        entities = _read_entities(connection, config, ds, files, rejected, scratch)
-        outcomes = None
-        if config.source.outcomes:
-            outcomes = stack.enter_context(tables.day_writer("outcomes", ds, outcome_schema(config)))
-            for judged in read_outcomes(connection, config, ds, scratch):
-                outcomes.write(judged.accepted)
-                rejected.write(judged.rejected)
-        versions: dict[str, int] = {e.name: snapshots.publish(tables, e.name, ds, e.rows(), e.key) for e in entities}
-        if outcomes is not None:
-            versions["outcomes"] = outcomes.publish()
-        versions["rejected"] = rejected.publish()
-        log_files = sources.locate_files(config.source.interactions, ds)
-        size = sources.size_of(config.source.interactions, ds)
-        versions["ingested"] = tables.replace_day("ingested", ds, as_row(counts, len(log_files), size))
-        versions["interactions"] = accepted.publish()
-    return _result(config, ds, counts, versions)
+            check_volume(config, day.tables, ds, counts.read)
+        others = {**day.read_entities(), **day.read_outcomes()}
+        warnings = leaks_the_present(config, ds)
+        versions = day.publish(counts)
+    log.info("ingested %s: %s", ds, ", ".join(f"{count} {what}" for what, count in counts.numbers.items()))
+    for warning in warnings:
+        log.warning(warning)
+    result = {"step": "ingest", "ds": ds.isoformat(), **counts.numbers, "warnings": warnings, "versions": versions}
+    return result | {"sources": {name: counts.numbers for name, counts in others.items()}}
+
+
+class _Day:
+    """A day on its way in. What `stack` closes is gone if it was not published."""
+
+    def __init__(self, stack: ExitStack, config: Recommender, ds: date) -> None:
+        self._stack, self._config, self._ds = stack, config, ds
+        self._files = catalog.locate(config, ds)
+        self.tables = Tables(config.storage)
+        self._scratch = stack.enter_context(_scratch(config))
+        self._connection = stack.enter_context(sql.connect(config.columns.timezone, spill=self._scratch))
+        self._entities: list[EntityFiles] = []
+        self._writers: dict[TableName, DayWriter] = {}
+        self._rejected = self._writer("rejected", rejects.SCHEMA)
+
+    def _writer(self, name: TableName, schema: pa.Schema) -> DayWriter:
+        self._writers[name] = self._stack.enter_context(self.tables.day_writer(name, self._ds, schema))
+        return self._writers[name]
+
+    def read_log(self) -> Counts:
+        """Read the log."""
+        config, ds, wanted = self._config, self._ds, self._files.interactions
+        source, columns = config.source.interactions, config.columns
+        rules = contract.log_rules(config, ds, wanted)
+        terms = Terms("interactions", tuple(rules), columns.key, columns.timestamp, config.label_columns)
+        judge = Judge(self._connection, config, ds, terms, self._scratch)
+        accepted = self._writer("interactions", judge.schema(wanted))
+        chunks = sources.read(source, ds, wanted) if source.is_daily else export.staged(config, ds)
+        for judged in judge.judge(chunks):
+            accepted.write(judged.accepted)
+            self._rejected.write(judged.rejected)
+        title = source.path_for(ds) if source.path else source.title
+        if judge.counts.read == 0:
+            raise UserError(f"{title}: has no rows for {ds}; a day must have at least one")
+        check_rejected(config, ds, title, judge.counts)
+        return judge.counts
+
+    def read_entities(self) -> dict[str, Counts]:
+        """Read the users and the items, as far as there are such files."""
+        sides: tuple[tuple[TableName, Any, Any], ...] = (
+            ("users", self._config.source.users, self._files.users),
+            ("items", self._config.source.items, self._files.items),
+        )
+        for name, files, columns in sides:
+            if files:
+                work = self._connection, self._config, self._ds
+                self._entities.append(EntityFiles(*work, name, files, columns, self._scratch))
+        for entities in self._entities:
+            for refused in entities.read():
+                self._rejected.write(refused)
+        return {entities.name: entities.counts for entities in self._entities}
+
+    def read_outcomes(self) -> dict[str, Counts]:
+        """Read the logs of outcomes, as far as there are any."""
+        if not self._config.source.outcomes:
+            return {}
+        logs = OutcomeLogs(self._connection, self._config, self._ds, self._scratch)
+        accepted = self._writer("outcomes", logs.schema)
+        for judged in logs.read():
+            accepted.write(judged.accepted)
+            self._rejected.write(judged.rejected)
+        return logs.counts
+
+    def publish(self, counts: Counts) -> dict[TableName, int]:
+        """Publish all that was read, the log's rows last. Returns the tables' versions."""
+        source, ds = self._config.source.interactions, self._ds
+        files, size = len(sources.locate_files(source, ds)), sources.size_of(source, ds)
+        self._writer("ingested", summary.SCHEMA).write(summary.as_row(counts, files, size))
+        for writer in self._writers.values():
+            writer.complete()
+        versions: dict[TableName, int] = {}
+        for found in self._entities:
+            versions[found.name] = snapshots.publish(
+                self.tables, found.name, ds, found.rows(), found.key, spill=self._scratch
+            )
+        in_order = sorted(self._writers.items(), key=lambda one: one[0] == "interactions")
+        return versions | {name: writer.publish() for name, writer in in_order}
 
 
 @contextmanager
@@ -83,57 +144,3 @@ def _scratch(config: Recommender) -> Iterator[Path]:
     root.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix="ingest-", dir=root, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
-
-
-def _judge_of_log(
-    connection: duckdb.DuckDBPyConnection, config: Recommender, ds: date, files: Files, scratch: Path
-) -> Judge:
-    columns = config.columns
-    rules = contract.log_rules(config, ds, files.interactions)
-    terms = Terms("interactions", tuple(rules), columns.key, columns.timestamp, config.label_columns)
-    return Judge(connection, config, ds, terms, scratch)
-
-
-def _read_log(
-    config: Recommender, ds: date, files: Files, judge: Judge, accepted: DayWriter, rejected: DayWriter
-) -> Counts:
-    source, counts = config.source.interactions, judge.counts
-    chunks = sources.read(source, ds, files.interactions) if source.is_daily else export.staged(config, ds)
-    for judged in judge.judge(chunks):
-        accepted.write(judged.accepted)
-        rejected.write(judged.rejected)
-    title = source.path_for(ds) if source.path else source.title
-    if counts.read == 0:
-        raise UserError(f"{title}: has no rows for {ds}; a day must have at least one")
-    check_rejected(config, ds, title, counts)
-    return counts
-
-
-def _read_entities(
-    connection: duckdb.DuckDBPyConnection,
-    config: Recommender,
-    ds: date,
-    files: Files,
-    rejected: DayWriter,
-    scratch: Path,
-) -> list[EntityFiles]:
-    """The users and the items of the day, as far as there are such files."""
-    found = []
-    if config.source.users:
-        found.append(EntityFiles(connection, config, ds, "users", config.source.users, files.users, scratch))
-    if config.source.items:
-        found.append(EntityFiles(connection, config, ds, "items", config.source.items, files.items, scratch))
-    for entities in found:
-        for refused in entities.read():
-            rejected.write(refused)
-    return found
-
-
-def _result(config: Recommender, ds: date, counts: Counts, versions: dict[str, int]) -> dict[str, Any]:
-    names = ("read", "accepted", "rejected", "duplicates", "late")
-    numbers = {name: getattr(counts, name) for name in names}
-    log.info("ingested %s: %s", ds, ", ".join(f"{count} {what}" for what, count in numbers.items()))
-    warnings = leaks_the_present(config, ds)
-    for warning in warnings:
-        log.warning(warning)
-    return {"step": "ingest", "ds": ds.isoformat(), **numbers, "warnings": warnings, "versions": versions}

@@ -33,7 +33,7 @@ class Cleaner:
         self._missing = config.columns.missing
         whole = [int(value) for value in self._missing if _WHOLE.fullmatch(value)]
         self._missing_numbers = pa.array([value for value in whole if abs(value) < 2**63], pa.int64())
-        self._digits_are_values = not any(value >= 0 for value in whole)
+        self._digits_are_values = not any(value.isascii() and value.isdigit() for value in self._missing)
 
     def clean(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """[rows] the same columns as text; null where a value says nothing."""

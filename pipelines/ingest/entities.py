@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from pipelines import contract, sources, sql
 from pipelines.config import Recommender, Source
-from pipelines.ingest.judging import Judge, Terms
+from pipelines.ingest.judging import Counts, Judge, Terms
 from pipelines.ingest.limits import check_rejected
 from pipelines.tables import TableName
 
@@ -43,6 +43,7 @@ class EntityFiles:
     ) -> None:
         self._connection, self._config, self._ds, self.name, self._scratch = connection, config, ds, name, scratch
         self._files = tuple(zip(files, columns, strict=True))
+        self.counts = Counts()
         self.key = columns[0][0]
 
     def read(self) -> Iterator[pa.Table]:
@@ -62,6 +63,7 @@ class EntityFiles:
                 self._connection.execute(f"INSERT INTO {self._part(position)} SELECT * FROM accepted")
                 yield judged.rejected
             check_rejected(self._config, self._ds, source.title, judge.counts)
+            self.counts.add(judge.counts)
 
     def rows(self) -> pa.RecordBatchReader:
         """What `read` found to hold: the columns of all files side by side, sorted by key."""

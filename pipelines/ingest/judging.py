@@ -57,6 +57,16 @@ class Counts:
     late: int = 0
     reasons: Reasons = field(default_factory=Reasons)
 
+    @property
+    def numbers(self) -> dict[str, int]:
+        """The counts by name."""
+        return {name: getattr(self, name) for name in ("read", "accepted", "rejected", "duplicates", "late")}
+
+    def add(self, other: Counts) -> None:
+        """Count another source's rows, too; the reasons are not added up."""
+        for name, count in other.numbers.items():
+            setattr(self, name, getattr(self, name) + count)
+
 
 @dataclass(frozen=True)
 class Judged:

@@ -4,35 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import date
+from itertools import chain
 from pathlib import Path
 
 import duckdb
 import pyarrow as pa
 
 from pipelines import contract, sources
+from pipelines.calendar import days_of
 from pipelines.config import OutcomeSource, Recommender
 from pipelines.contract import Rule
-from pipelines.ingest.judging import Judge, Judged, Terms
+from pipelines.ingest.judging import Counts, Judge, Judged, Terms
 from pipelines.ingest.limits import check_rejected
-from pipelines.sources import ROW_NUMBER, export
+from pipelines.sources import ROW_NUMBER, Chunk, export
 
 
-def read_outcomes(
-    connection: duckdb.DuckDBPyConnection, config: Recommender, ds: date, scratch: Path
-) -> Iterator[Judged]:
-    """The rows of all outcome logs of a day, a chunk at a time, in the schema of `outcomes`.
+class OutcomeLogs:
+    """The outcome logs of a day.
 
-    Raises:
-        UserError: a file cannot be read, or too many of its rows do not hold.
+    Args:
+        connection: computes.
+        config: the recommender.
+        ds: the day.
+        scratch: a folder for what does not fit in memory.
     """
-    for outcome in config.source.outcomes:
-        judge = Judge(connection, config, ds, _terms(config, outcome, ds), scratch)
-        wanted = tuple(columns_of(config, outcome))
-        daily = outcome.is_daily
-        chunks = sources.read(outcome, ds, wanted) if daily else export.of_outcome(config, outcome, wanted).read(ds)
-        for judged in judge.judge(chunks):
-            yield Judged(_as_outcomes(config, outcome, judged.accepted), judged.rejected)
-        check_rejected(config, ds, outcome.title, judge.counts)
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, config: Recommender, ds: date, scratch: Path) -> None:
+        self._connection, self._config, self._ds, self._scratch = connection, config, ds, scratch
+        self.schema = _schema(config)
+        self.counts: dict[str, Counts] = {}
+
+    def read(self) -> Iterator[Judged]:
+        """The rows of all logs, a chunk at a time, in the `schema` of the table `outcomes`.
+
+        Raises:
+            UserError: a file cannot be read, or too many of its rows do not hold.
+        """
+        for outcome in self._config.source.outcomes:
+            terms = _terms(self._config, outcome, self._ds)
+            judge = Judge(self._connection, self._config, self._ds, terms, self._scratch)
+            self.counts[terms.source] = judge.counts
+            for judged in judge.judge(self._chunks(outcome)):
+                yield Judged(_as_outcomes(self.schema, self._config, outcome, judged.accepted), judged.rejected)
+            check_rejected(self._config, self._ds, outcome.title, judge.counts)
+
+    def _chunks(self, outcome: OutcomeSource) -> Iterator[Chunk]:
+        """The rows that came with the day. Of an export, those since the day before that the log has: a day on which
+        nothing was shown may have outcomes, too."""
+        wanted = tuple(columns_of(self._config, outcome))
+        if outcome.is_daily:
+            return sources.read(outcome, self._ds, wanted)
+        whole = export.of_outcome(self._config, outcome, wanted)
+        log = self._config.source.interactions
+        known = [] if log.sql and log.is_daily else days_of(self._config)
+        before = max((day for day in known if day < self._ds), default=date.min if known else None)
+        days = {day for day in whole.days() if before is not None and before < day < self._ds}
+        return chain.from_iterable(whole.read(day) for day in sorted(days | {self._ds}))
 
 
 def columns_of(config: Recommender, outcome: OutcomeSource) -> list[str]:
@@ -67,7 +94,7 @@ def _terms(config: Recommender, outcome: OutcomeSource, ds: date) -> Terms:
     return Terms(f"outcomes.{outcome.name}", tuple(rules), tuple(columns), outcome.timestamp, values)
 
 
-def outcome_schema(config: Recommender) -> pa.Schema:
+def _schema(config: Recommender) -> pa.Schema:
     """Of the table `outcomes`, less `ds`: the columns of all logs, those that a log lacks null."""
     texts = [(name, pa.string()) for name in ("outcome", "user", "item", "request")]
     times = [("event_time", pa.timestamp("us", "UTC")), ("event_day", pa.date32())]
@@ -75,13 +102,15 @@ def outcome_schema(config: Recommender) -> pa.Schema:
     return pa.schema([*texts, *times, *values, (ROW_NUMBER, pa.int64()), ("source_file", pa.string())])
 
 
-def _as_outcomes(config: Recommender, outcome: OutcomeSource, rows: pa.RecordBatch) -> pa.RecordBatch:
+def _as_outcomes(
+    schema: pa.Schema, config: Recommender, outcome: OutcomeSource, rows: pa.RecordBatch
+) -> pa.RecordBatch:
     names = {column: column for column in rows.schema.names}
     user, item = (outcome.user, outcome.item) if outcome.request else _who_and_what(config, outcome)
     names |= {"user": user, "item": item, "request": outcome.request}
     arrays = []
-    for field in outcome_schema(config):
+    for field in schema:
         column = names.get(field.name)
         arrays.append(rows.column(column) if column in rows.schema.names else pa.nulls(len(rows), field.type))
     arrays[0] = pa.repeat(outcome.name, len(rows))
-    return pa.RecordBatch.from_arrays(arrays, schema=outcome_schema(config))
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)

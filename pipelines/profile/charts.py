@@ -42,7 +42,7 @@ class _Scale:
         """Holds all values; starts at 0 where they are spread, near the lowest where they are close together."""
         found = list(values)
         low, high = min(found, default=0.0), max(found, default=0.0)
-        if low < 0.6 * high or high <= 0:
+        if low >= 0 and (low < 0.6 * high or high == 0):
             return cls(0.0, 2 * _nice(high / 2, _FINE))
         step = _nice((high - low) / 2 or high / 10, _COARSE)
         start = step * math.floor(low / step)
@@ -163,7 +163,7 @@ def interval(low: float, mean: float, high: float, before: float | None, top: fl
     room = 116.0 / (top or 1.0)
     tick = (
         Markup('<rect class="past" x="{:.1f}" y="1" width="2" height="14"/>').format(1 + room * before)
-        if before
+        if before is not None
         else ""
     )
     return Markup(

@@ -145,7 +145,7 @@ def alone(relations: Relations) -> list[Alone]:
 
 def _features(relations: Relations) -> Iterator[Feature]:
     named = {f.name for f in relations.config.features.categorical}
-    derived = [name for name in DERIVED_COLUMNS if name in named]
+    derived = [name for name in DERIVED_COLUMNS if name in named - {column.name for column in relations.columns}]
     for column in relations.columns:
         if column.name in named or column.kind != "categorical":
             yield Feature(name=column.name, kind=column.kind, side="context", from_keys=(column.name,))
@@ -155,9 +155,7 @@ def _features(relations: Relations) -> Iterator[Feature]:
 
 def _typed(relations: Relations, feature: Feature) -> str:
     """An SQL expression: a feature's value, of the kind that it has."""
-    derived = {"hour": "CAST(hour(event_time) AS VARCHAR)", "weekday": "CAST(isodow(event_time) AS VARCHAR)"}
-    known = {column.name for column in relations.columns}
-    value = relations.value_of(feature.name) if feature.name in known else derived[feature.name]
+    value = relations.value_of(feature.name)
     if feature.kind == "numeric":
         value = f"TRY_CAST({value} AS DOUBLE)"
     elif feature.kind == "multivalued":

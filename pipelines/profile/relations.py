@@ -42,6 +42,10 @@ class Profiled:
         return f"CAST(ds - TRY_CAST(CAST({sql.name(self.source)} AS VARCHAR) AS DATE) AS VARCHAR)"
 
 
+_DERIVED = {"hour": "CAST(hour(event_time) AS VARCHAR)", "weekday": "CAST(isodow(event_time) AS VARCHAR)"}
+assert set(_DERIVED) == set(DERIVED_COLUMNS)
+
+
 @dataclass(frozen=True)
 class Relations:
     """A connection with the relations `log`, `users` and `items`, and the columns that they have.
@@ -76,7 +80,7 @@ class Relations:
     def value_of(self, name: str) -> str:
         """An SQL expression: a column's value as text, in what `labelled` makes; null where there is no such column."""
         found = next((column for column in self.columns if column.name == name), None)
-        return found.value if found else "CAST(NULL AS VARCHAR)"
+        return found.value if found else _DERIVED.get(name, "CAST(NULL AS VARCHAR)")
 
 
 @contextmanager
@@ -116,5 +120,5 @@ def _profiled(config: Recommender, homes: dict[Home, list[str]]) -> Iterator[Pro
     wanted |= {name: ("categorical", name) for name in feature_columns(config) if name not in known}
     for name, (kind, source) in wanted.items():
         home = next((home for home, columns in homes.items() if source in columns), None)
-        if home is not None and name not in DERIVED_COLUMNS:
+        if home is not None:
             yield Profiled(name, kind, home, source)

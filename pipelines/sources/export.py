@@ -100,6 +100,8 @@ class Export:
         root = self.workspace / "staged" / self.name
         root.mkdir(parents=True, exist_ok=True)
         folder = root / self._digest()
+        # Tells `maintain` that it is in use.
+        (root / "lock").touch()
         with (root / "lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH)
             while not folder.exists():

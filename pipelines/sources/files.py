@@ -107,6 +107,6 @@ def below(folder: str, deep: bool) -> list[File]:
     files = [
         File(scheme + info.path, info.path[start:], info.size or 0, info.mtime_ns or 0)
         for info in found
-        if info.type != pyarrow.fs.FileType.Directory and not info.base_name.startswith(".")
+        if info.type != pyarrow.fs.FileType.Directory and "/." not in f"/{info.path[start:]}"
     ]
     return sorted(files, key=lambda file: file.uri)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -52,8 +51,22 @@ def read(file: File, wanted: Sequence[str]) -> Iterator[Chunk]:
     """
     with TextStream(file) as stream:
         lines = enumerate(_lines(stream), start=1)
-        while piece := list(islice(lines, _ROWS)):
+        for piece in _pieces(lines):
             yield _chunk(file, piece, wanted)
+
+
+def _pieces(lines: Iterable[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    """Lines in pieces of so many, or so many bytes."""
+    piece: list[tuple[int, bytes]] = []
+    size = 0
+    for number, line in lines:
+        piece.append((number, line))
+        size += len(line)
+        if len(piece) == _ROWS or size >= BLOCK:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
 
 
 def _chunk(file: File, lines: list[tuple[int, bytes]], wanted: Sequence[str]) -> Chunk:

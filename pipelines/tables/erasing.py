@@ -67,6 +67,9 @@ class Erased:
     files: int = 0
     left: int = 0
 
+    def __add__(self, more: Erased) -> Erased:
+        return Erased(self.rows + more.rows, self.files + more.files, more.left)
+
 
 @dataclass(frozen=True)
 class _Survey:
@@ -94,12 +97,13 @@ def erase(place: Place, traces: Traces, dry_run: bool = False) -> Erased:
     folder = Folder(place)
     looked: dict[str, int | None] = {}
     twins: dict[str, Action | None] = {}
+    done = Erased()
     for _ in attempts(place.path):
         with reaching(place.path):
             table = place.open()
             survey = _survey(folder, traces, looked)
-            if dry_run:
-                return survey.counts
+            if dry_run or not survey.found:
+                return done + survey.counts
             for path in survey.found.keys() - twins.keys():
                 twins[path] = _twin(folder, survey.adds[path], traces) if path in survey.adds else None
             try:
@@ -108,7 +112,8 @@ def erase(place: Place, traces: Traces, dry_run: bool = False) -> Erased:
                 continue
             _note(folder, {path: twins[path] for path in survey.found})
         finish(place)
-        return survey.counts
+        # Once more: another erasure may have written files since the survey, with this person in them.
+        done = done + survey.counts
     raise AssertionError("attempts end with an error")
 
 
@@ -184,11 +189,16 @@ def _named(folder: Folder) -> tuple[dict[str, Action], set[str]]:
     return adds, live
 
 
+def _number(path: str) -> str:
+    """What a data file's name begins with: its place among those of its day, which are read in the order of names."""
+    return "-".join(posixpath.basename(path).split("-")[:2])
+
+
 def _twin(folder: Folder, add: Action, traces: Traces) -> Action:
     """Write the file's twin. Returns the inner part of its `add`, with counts only: least and greatest values of a
     column may be the very id that is to go."""
     path = path_of(add)
-    beside = posixpath.join(posixpath.dirname(path), f"part-{uuid.uuid4()}.parquet")
+    beside = posixpath.join(posixpath.dirname(path), f"{_number(path)}-{uuid.uuid4()}.parquet")
     rows = 0
     with folder.source(path) as source, folder.sink(beside) as sink:
         file = pq.ParquetFile(source)

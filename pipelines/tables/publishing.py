@@ -23,6 +23,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction
 
 from pipelines import places
+from pipelines.errors import TryAgainError
 from pipelines.tables.files import DayFiles, same_rows
 from pipelines.tables.schemas import merged, written
 from recsys_moe.errors import UserError
@@ -116,7 +117,7 @@ def reaching(path: str) -> Iterator[None]:
         raise
     except (DeltaError, OSError) as error:
         reason = " ".join(_COLOUR.sub("", str(error)).split())
-        raise UserError(f"{path}: the table cannot be reached: {reason}") from error
+        raise TryAgainError(f"{path}: the table cannot be reached: {reason}") from error
 
 
 def schema_of(table: DeltaTable) -> pa.Schema:
@@ -173,7 +174,7 @@ def attempts(path: str) -> Iterator[None]:
     for number in range(_ATTEMPTS):
         yield
         time.sleep(random.uniform(0, _PAUSE_SECONDS * min(1, (number + 1) / 8)))
-    raise UserError(f"{path}: {_ATTEMPTS} commits in a row met those of other runs; run this step again later")
+    raise TryAgainError(f"{path}: {_ATTEMPTS} commits in a row met those of other runs; run this step again later")
 
 
 class DayWriter:
@@ -195,6 +196,7 @@ class DayWriter:
         self._written = written(self._rows, self._schema)
         self._before = files_of(table, ds) if table else frozenset()
         self._files = DayFiles(place.folder, ds, self._written, place.path)
+        self._complete: list[AddAction] | None = None
 
     def __enter__(self) -> Self:
         return self
@@ -209,6 +211,11 @@ class DayWriter:
         for batch in rows.to_batches(_BATCH_ROWS) if isinstance(rows, pa.Table) else [rows]:
             self._files.write(batch)
 
+    def complete(self) -> None:
+        """Write out all rows, so that `publish` is but a commit: a disk that is full is told before the first one."""
+        if self._complete is None:
+            self._complete = self._files.close()
+
     def publish(self) -> int:
         """Make the rows the whole of the day, at once. Returns the table's version that has them.
 
@@ -218,7 +225,9 @@ class DayWriter:
         Raises:
             UserError: another process published other rows for the day since this writer was made; they stand.
         """
-        files = self._files.close()
+        self.complete()
+        files = self._complete
+        assert files is not None
         compared: frozenset[str] | None = None
         for _ in attempts(self._place.path):
             table = self._place.find_or_create(self._schema)
@@ -234,7 +243,7 @@ class DayWriter:
                 return commit(self._place, table, {self._ds: files}, schema)
             except CommitFailedError:
                 self._files.keep(False)
-        raise UserError(
+        raise TryAgainError(
             f"{self._place}: another run published {self._ds} of {self._place.path.rpartition('/')[2]} at the same "
             "time and won; run this step again"
         )
