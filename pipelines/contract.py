@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import date
+from datetime import date, datetime, time
+from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 
@@ -16,6 +17,8 @@ Rule = tuple[str, str]
 
 _UNITS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 _FIRST_DAY, _LAST_DAY = "1980-01-01", "2100-01-01"
+_FIRST, _LAST = 315_532_800_000_000, 4_102_444_800_000_000
+"""The same in microseconds since 1970."""
 
 
 def clean(column: str, kind: pa.DataType, missing: tuple[str, ...], separator: str = ",") -> str:
@@ -48,14 +51,19 @@ def number(column: str) -> str:
     return f"CASE WHEN isfinite({value}) THEN {value} END"
 
 
+def as_number(column: str) -> str:
+    """What rules call a column's `number`, as the relation that they judge has it."""
+    return sql.name(f"__number {column}")
+
+
 def not_a_number(column: str) -> str:
     """An SQL condition: the cleaned text column says something that is no number."""
-    return f"{sql.name(column)} IS NOT NULL AND ({number(column)}) IS NULL"
+    return f"{sql.name(column)} IS NOT NULL AND {as_number(column)} IS NULL"
 
 
 def complaint(column: str, what: str) -> str:
     """An SQL expression: a reason that quotes the offending value, shortened."""
-    return f"concat({sql.text(f'{column} {what}: ')}, left({sql.name(column)}, 40))"
+    return f"concat({sql.text(f'{column} {what}: ')}, left(CAST({sql.name(column)} AS VARCHAR), 40))"
 
 
 def event_time(stamp: Timestamp, kind: pa.DataType) -> str:
@@ -66,16 +74,30 @@ def event_time(stamp: Timestamp, kind: pa.DataType) -> str:
     """
     if stamp.unit == "iso" or pa.types.is_temporal(kind):
         value = f"TRY_CAST({sql.name(stamp.name)} AS TIMESTAMPTZ)"
-    else:
-        micros = f"({number(stamp.name)}) * {_UNITS[stamp.unit]}"
-        value = f"CASE WHEN abs({micros}) < 9e15 THEN make_timestamptz(CAST(round({micros}) AS BIGINT)) END"
-    inside = f"({value}) BETWEEN TIMESTAMPTZ '{_FIRST_DAY}' AND TIMESTAMPTZ '{_LAST_DAY}'"
-    return f"CASE WHEN {inside} THEN {value} END"
+        inside = f"({value}) BETWEEN TIMESTAMPTZ '{_FIRST_DAY}+00' AND TIMESTAMPTZ '{_LAST_DAY}+00'"
+        return f"CASE WHEN {inside} THEN {value} END"
+    value, micros = f"TRY_CAST({sql.name(stamp.name)} AS DOUBLE)", _UNITS[stamp.unit]
+    moment = f"make_timestamptz(CAST(round({value} * {micros}) AS BIGINT))"
+    return f"CASE WHEN {value} BETWEEN {_FIRST // micros} AND {_LAST // micros} THEN {moment} END"
+
+
+def event_day(timezone: str, ds: date) -> str:
+    """An SQL expression: the local day of `__time`.
+
+    The calendar is slow, and not asked where it cannot matter: from two in the morning to ten at night of `ds`, which
+    is when most rows of that day happened.
+    """
+    edges = [datetime.combine(ds, time(hour), ZoneInfo(timezone)).timestamp() for hour in (2, 22)]
+    if any(datetime.fromtimestamp(edge, ZoneInfo(timezone)).date() != ds for edge in edges):
+        return "CAST(__time AS DATE)"
+    first, last = (int(edge * 1_000_000) for edge in edges)
+    return f"CASE WHEN epoch_us(__time) BETWEEN {first} AND {last} THEN DATE '{ds}' ELSE CAST(__time AS DATE) END"
 
 
 def numeric_columns(config: Recommender, columns: Iterable[str]) -> list[str]:
-    """Those of `columns` that are read as numbers: by the model, or as a row's weight."""
+    """Those of `columns` that are to be numbers: as the model reads them so, or the contract says so."""
     wanted = {f.name for f in config.features.numeric if not f.days_since}
+    wanted |= {name for name, rule in config.contract.columns.items() if rule.type in ("number", "integer")}
     by = config.segments.by if config.segments else None
     if isinstance(by, BucketSegments):
         wanted.add(by.column)
@@ -83,7 +105,8 @@ def numeric_columns(config: Recommender, columns: Iterable[str]) -> list[str]:
 
 
 def log_rules(config: Recommender, ds: date, columns: Iterable[str]) -> list[Rule]:
-    """What a row of the log must keep. The relation has cleaned `columns`, and the event's time as `__time`."""
+    """What a row of the log must keep, over a relation as `judging` makes it: cleaned `columns`, the event's time as
+    `__time`, its day as `__day`, and the numbers of `log_numbers` by `as_number`."""
     named = config.columns
     stamp, columns = named.timestamp, list(columns)
     rules = [is_null(column) for column in (named.user, named.item, stamp.name)]
@@ -93,11 +116,17 @@ def log_rules(config: Recommender, ds: date, columns: Iterable[str]) -> list[Rul
             continue
         rules.append((not_a_number(task.label), complaint(task.label, "is no number")))
         if task.kind == "binary" and not task.has_rule:
-            rules.append((f"({number(task.label)}) NOT IN (0, 1)", complaint(task.label, "is neither 0 nor 1")))
+            rules.append((f"{as_number(task.label)} NOT IN (0, 1)", complaint(task.label, "is neither 0 nor 1")))
     if named.weight is not None:
-        bad = f"{not_a_number(named.weight)} OR ({number(named.weight)}) < 0"
+        bad = f"{not_a_number(named.weight)} OR {as_number(named.weight)} < 0"
         rules.append((bad, complaint(named.weight, "is no weight of 0 or more")))
     return rules + value_rules(config, columns)
+
+
+def log_numbers(config: Recommender, columns: Iterable[str]) -> tuple[str, ...]:
+    """The columns of the log whose numbers its rules look at."""
+    weight = config.columns.weight
+    return (*config.label_columns, *([weight] if weight else []), *numeric_columns(config, columns))
 
 
 def value_rules(config: Recommender, columns: Iterable[str]) -> list[Rule]:
@@ -114,13 +143,16 @@ def time_rules(stamp: Timestamp, columns: Columns, ds: date) -> list[Rule]:
     """An event's time (`__time`) is a time, and lies in the day `ds` or, where late ones are accepted, before it."""
     expected = "an ISO time" if stamp.unit == "iso" else f"a time in {stamp.unit}"
     rules = [("__time IS NULL", complaint(stamp.name, f"is not {expected} between 1980 and 2100"))]
-    slack = f"INTERVAL {round(columns.tolerance_minutes * 60)} SECONDS"
-    day = "CAST(CAST(__time AS DATE) AS VARCHAR)"
+    day = "CAST(__day AS VARCHAR)"
+    earlier, later = "__day", "__day"
+    if seconds := round(columns.tolerance_minutes * 60):
+        earlier = f"CAST(__time - INTERVAL {seconds} SECONDS AS DATE)"
+        later = f"CAST(__time + INTERVAL {seconds} SECONDS AS DATE)"
     after = f"concat('event day ', {day}, ' is after the day it came in, {ds}')"
     # By the local day, and not by the moment of midnight: in some zones there are two of those on one day of autumn.
-    rules.append((f"CAST(__time - {slack} AS DATE) > DATE '{ds}'", after))
+    rules.append((f"{earlier} > DATE '{ds}'", after))
     if columns.late == "reject":
-        rules.append((f"CAST(__time + {slack} AS DATE) < DATE '{ds}'", f"concat('late: event day ', {day})"))
+        rules.append((f"{later} < DATE '{ds}'", f"concat('late: event day ', {day})"))
     return rules
 
 
@@ -137,18 +169,16 @@ def is_null(column: str) -> Rule:
 
 def _column_rules(column: str, rule: ColumnRule) -> list[Rule]:
     """The contract's rules for one column."""
-    quoted, value = sql.name(column), number(column)
+    quoted, value = sql.name(column), as_number(column)
     rules = [] if rule.nullable else [is_null(column)]
     if rule.type == "boolean":
         rules.append((f"lower({quoted}) NOT IN ('0', '1', 'true', 'false')", complaint(column, "is no boolean")))
-    if rule.type in ("number", "integer"):
-        rules.append((not_a_number(column), complaint(column, "is no number")))
     if rule.type == "integer":
         rules.append((f"NOT regexp_full_match({quoted}, '[+-]?[0-9]+')", complaint(column, "is no whole number")))
     if rule.min is not None:
-        rules.append((f"({value}) < {rule.min!r}", complaint(column, f"is below {rule.min:g}")))
+        rules.append((f"{value} < {rule.min!r}", complaint(column, f"is below {rule.min:g}")))
     if rule.max is not None:
-        rules.append((f"({value}) > {rule.max!r}", complaint(column, f"is above {rule.max:g}")))
+        rules.append((f"{value} > {rule.max!r}", complaint(column, f"is above {rule.max:g}")))
     if rule.allowed is not None:
         allowed = ", ".join(map(sql.text, rule.allowed))
         rules.append((f"{quoted} NOT IN ({allowed})", complaint(column, "is none of the allowed values")))

@@ -82,7 +82,8 @@ class _Day:
         config, ds, wanted = self._config, self._ds, self._files.interactions
         source, columns = config.source.interactions, config.columns
         rules = contract.log_rules(config, ds, wanted)
-        terms = Terms("interactions", tuple(rules), columns.key, columns.timestamp, config.label_columns)
+        looked_at = contract.log_numbers(config, wanted)
+        terms = Terms("interactions", tuple(rules), columns.key, columns.timestamp, config.label_columns, looked_at)
         judge = Judge(self._connection, config, ds, terms, self._scratch)
         accepted = self._writer("interactions", judge.schema(wanted))
         chunks = sources.read(source, ds, wanted) if source.is_daily else export.staged(config, ds)

@@ -7,6 +7,7 @@ values of a chunk, and columns of digits alone, such as most ids and times, pass
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 
 import duckdb
 import numpy as np
@@ -26,9 +27,13 @@ class Cleaner:
     Args:
         connection: what the rest is computed in.
         config: says which values stand for nothing, and what separates the values of a list.
+        numbers: columns that are only looked at as numbers. Whole ones may stay what they are.
     """
 
-    def __init__(self, connection: duckdb.DuckDBPyConnection, config: Recommender) -> None:
+    def __init__(
+        self, connection: duckdb.DuckDBPyConnection, config: Recommender, numbers: Container[str] = ()
+    ) -> None:
+        self._numbers = numbers
         self._connection, self._separator = connection, config.features.separator
         self._missing = config.columns.missing
         whole = [int(value) for value in self._missing if _WHOLE.fullmatch(value)]
@@ -37,13 +42,16 @@ class Cleaner:
 
     def clean(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """[rows] the same columns as text; null where a value says nothing."""
-        return pa.RecordBatch.from_arrays([self._column(column) for column in rows.columns], rows.schema.names)
+        columns = [self._column(column, field.name) for column, field in zip(rows.columns, rows.schema, strict=True)]
+        return pa.RecordBatch.from_arrays(columns, rows.schema.names)
 
-    def _column(self, column: pa.Array) -> pa.Array:
+    def _column(self, column: pa.Array, name: str) -> pa.Array:
         kind = column.type
         if self._digits_are_values and pa.types.is_string(kind) and _digits_only(column):
             return column
         if pa.types.is_signed_integer(kind):
+            if not len(self._missing_numbers):
+                return column if name in self._numbers else pc.cast(column, pa.string())
             missing = pc.is_in(column.cast(pa.int64()), value_set=self._missing_numbers)
             return pc.if_else(missing, None, pc.cast(column, pa.string()))
         if pa.types.is_nested(kind):

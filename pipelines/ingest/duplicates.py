@@ -35,18 +35,21 @@ class SeenHashes:
 
     def first_time(self, hashes: Hashes) -> NDArray[np.bool_]:
         """[rows] whether each of `hashes` is seen for the first time, here and in all calls before."""
-        order = np.argsort(hashes, kind="stable")
+        first = np.zeros(len(hashes), np.bool_)
+        if not len(hashes):
+            return first
+        order = np.argsort(hashes)
         ranked = hashes[order]
+        starts = np.flatnonzero(np.concatenate([[True], ranked[1:] != ranked[:-1]]))
+        ranked = ranked[starts]
         fresh = np.ones(len(ranked), np.bool_)
-        fresh[1:] = ranked[1:] != ranked[:-1]
-        maybe = np.flatnonzero(fresh & self._mark(ranked))
+        maybe = np.flatnonzero(self._mark(ranked))
         asked = ranked[maybe]
         for run in self._runs() if len(asked) else ():
             place = np.minimum(np.searchsorted(run, asked), len(run) - 1)
             fresh[maybe] &= run[place] != asked
         self._add(ranked[fresh])
-        first = np.empty(len(ranked), np.bool_)
-        first[order] = fresh
+        first[np.minimum.reduceat(order, starts)[fresh]] = True
         return first
 
     def _mark(self, hashes: Hashes) -> NDArray[np.bool_]:

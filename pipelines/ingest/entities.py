@@ -54,7 +54,8 @@ class EntityFiles:
         """
         for position, (source, columns) in enumerate(self._files):
             rules = [contract.is_null(self.key), *contract.value_rules(self._config, columns)]
-            terms = Terms(self.name, tuple(rules), (self.key,), repeats_are_rejected=True)
+            looked_at = tuple(contract.numeric_columns(self._config, columns))
+            terms = Terms(self.name, tuple(rules), (self.key,), looked_at=looked_at, repeats_are_rejected=True)
             judge = Judge(self._connection, self._config, self._ds, terms, self._scratch)
             texts = ", ".join(f"{sql.name(column)} VARCHAR" for column in columns)
             self._connection.execute(f"CREATE OR REPLACE TEMP TABLE {self._part(position)} ({texts})")

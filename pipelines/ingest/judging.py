@@ -20,9 +20,10 @@ from pipelines.contract import Rule
 from pipelines.ingest.cleaning import Cleaner
 from pipelines.ingest.duplicates import SeenHashes
 from pipelines.ingest.rejects import Reasons, rejected_rows
-from pipelines.sources import ROW_NUMBER, Chunk
+from pipelines.sources import ROW_NUMBER, Chunk, gathered
 
 _TIME = pa.timestamp("us", "UTC")
+_NAME = pa.dictionary(pa.int32(), pa.string())
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Terms:
         key: what makes a row the same as another.
         stamp: the column of the event's time; None where rows are no events.
         numbers: the columns that are kept as numbers; all others are text.
+        looked_at: the columns whose numbers the rules look at.
         repeats_are_rejected: whether a row that repeats another is set aside with a reason, or dropped and counted.
     """
 
@@ -43,7 +45,12 @@ class Terms:
     key: tuple[str, ...]
     stamp: Timestamp | None = None
     numbers: tuple[str, ...] = ()
+    looked_at: tuple[str, ...] = ()
     repeats_are_rejected: bool = False
+
+    def only_numbers(self, config: Recommender) -> set[str]:
+        """The columns that nothing looks at as text: what makes a key may be of other types in other files."""
+        return set(self.numbers) - set(self.key) - set(config.contract.columns)
 
 
 @dataclass
@@ -91,7 +98,11 @@ class Judge:
         self, connection: duckdb.DuckDBPyConnection, config: Recommender, ds: date, terms: Terms, scratch: Path
     ) -> None:
         self._connection, self._ds, self._terms = connection, ds, terms
-        self._cleaner, self._seen = Cleaner(connection, config), SeenHashes(Path(mkdtemp(dir=scratch)))
+        self._timezone = config.columns.timezone
+        self._cleaner, self._seen = (
+            Cleaner(connection, config, terms.only_numbers(config)),
+            SeenHashes(Path(mkdtemp(dir=scratch))),
+        )
         self.counts = Counts()
 
     def schema(self, columns: Iterable[str]) -> pa.Schema:
@@ -103,11 +114,11 @@ class Judge:
         if terms.stamp is not None:
             fields += [pa.field("event_time", _TIME), pa.field("event_day", pa.date32())]
         fields += [pa.field(column, pa.float64()) for column in terms.numbers]
-        return pa.schema([*fields, pa.field("source_file", pa.string())])
+        return pa.schema([*fields, pa.field("source_file", _NAME)])
 
     def judge(self, chunks: Iterable[Chunk]) -> Iterator[Judged]:
         """Judge each chunk. `counts` are complete when the last one was taken."""
-        for chunk in chunks:
+        for chunk in gathered(chunks):
             raw = chunk.rows.select([name for name in chunk.rows.schema.names if name != ROW_NUMBER])
             cleaned = self._cleaner.clean(raw)
             verdict = self._verdict(raw.schema, cleaned)
@@ -120,15 +131,21 @@ class Judge:
 
     def _verdict(self, raw: pa.Schema, cleaned: pa.RecordBatch) -> pa.RecordBatch:
         """[rows] the event's time and day, the numbers, `__reason` (null where a row holds) and the key's `__hash`."""
-        terms, time = self._terms, "NULL"
-        found = [f"{contract.number(column)} AS {sql.name(f'__number {column}')}" for column in terms.numbers]
+        terms = self._terms
+        read = dict.fromkeys((*terms.numbers, *terms.looked_at))
+        made = [f"{contract.number(column)} AS {contract.as_number(column)}" for column in read]
+        found = [contract.as_number(column) for column in terms.numbers]
+        day = ""
         if terms.stamp is not None:
-            time = contract.event_time(terms.stamp, raw.field(terms.stamp.name).type)
-            found += ["__time AS event_time", "CAST(__time AS DATE) AS event_day"]
+            made.append(f"{contract.event_time(terms.stamp, raw.field(terms.stamp.name).type)} AS __time")
+            day = f", {contract.event_day(self._timezone, self._ds)} AS __day"
+            found += ["__time AS event_time", "__day AS event_day"]
         found.append(f"{contract.reason(terms.rules)} AS __reason")
         found.append(f"hash({', '.join(map(sql.name, terms.key))}) AS __hash")
         self._connection.register("cleaned", pa.Table.from_batches([cleaned]))
-        query = f"SELECT {', '.join(found)} FROM (SELECT *, {time} AS __time FROM cleaned)"
+        # Each is computed once, for all rules that look at it.
+        numbered = f"SELECT {', '.join(['*', *made])} FROM cleaned"
+        query = f"SELECT {', '.join(found)} FROM (SELECT *{day} FROM ({numbered}))"
         table = sql.fetch(self._connection, query).combine_chunks()
         return table.to_batches()[0] if len(table) else pa.RecordBatch.from_pylist([], schema=table.schema)
 
@@ -151,7 +168,7 @@ class Judge:
         known = {name: cleaned.column(name) for name in cleaned.schema.names}
         known |= {name: verdict.column(name) for name in verdict.schema.names}
         known |= {column: verdict.column(f"__number {column}") for column in self._terms.numbers}
-        known |= {ROW_NUMBER: chunk.rows.column(ROW_NUMBER), "source_file": pa.repeat(chunk.file, len(kept))}
+        known |= {ROW_NUMBER: chunk.rows.column(ROW_NUMBER), "source_file": _same(chunk.file, len(kept))}
         schema = self.schema(cleaned.schema.names)
         rows = pa.RecordBatch.from_arrays([known[field.name].cast(field.type) for field in schema], schema=schema)
         return rows if kept.all() else rows.filter(pa.array(kept))
@@ -168,3 +185,8 @@ class Judge:
         if len(rejected):
             counts.reasons.add(rejected)
         assert counts.read == counts.accepted + counts.rejected + counts.duplicates
+
+
+def _same(text: str, rows: int) -> pa.DictionaryArray:
+    """One text for all rows."""
+    return pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), [text])

@@ -91,7 +91,8 @@ def _terms(config: Recommender, outcome: OutcomeSource, ds: date) -> Terms:
     rules += contract.time_rules(outcome.timestamp, any_age, ds)
     rules += [(contract.not_a_number(column), contract.complaint(column, "is no number")) for column in values]
     rules += contract.value_rules(config, columns)
-    return Terms(f"outcomes.{outcome.name}", tuple(rules), tuple(columns), outcome.timestamp, values)
+    looked_at = tuple(contract.numeric_columns(config, columns))
+    return Terms(f"outcomes.{outcome.name}", tuple(rules), tuple(columns), outcome.timestamp, values, looked_at)
 
 
 def _schema(config: Recommender) -> pa.Schema:

@@ -7,10 +7,20 @@ from datetime import UTC, date, datetime
 
 from pipelines.config import Source
 from pipelines.sources import delimited, files, json_lines, parquet_files, query
-from pipelines.sources.chunks import ROW_NUMBER, Chunk, Malformed, check_header, naming, no_rows
+from pipelines.sources.chunks import ROW_NUMBER, Chunk, Malformed, check_header, gathered, naming, no_rows
 from recsys_moe.errors import UserError
 
-__all__ = ["ROW_NUMBER", "Chunk", "Malformed", "changed_on", "columns_of", "locate_files", "read", "size_of"]
+__all__ = [
+    "ROW_NUMBER",
+    "Chunk",
+    "Malformed",
+    "changed_on",
+    "columns_of",
+    "gathered",
+    "locate_files",
+    "read",
+    "size_of",
+]
 
 
 def locate_files(source: Source, ds: date) -> list[str]:
