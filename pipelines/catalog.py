@@ -65,12 +65,21 @@ def locate(config: Recommender, ds: date) -> Files:
     wanted = list(dict.fromkeys([*features, *(c for c in config.contract.columns if c not in from_log)]))
     users, wanted = _take(config.source.users, config.columns.user, wanted, ds)
     items, wanted = _take(config.source.items, config.columns.item, wanted, ds)
+    wanted = [column for column in wanted if column in features or column not in _outcome_columns(config)]
     if wanted:
         where = "features" if wanted[0] in features else "contract.columns"
         read = (config.source.interactions, *config.source.users, *config.source.items)
         headers = "; ".join(f"{_place(source, ds)}: {_header(sources.columns_of(source, ds))}" for source in read)
         raise UserError(f"{where}: {wanted} are columns of no source; {headers}")
     return Files(from_log, users, items)
+
+
+def _outcome_columns(config: Recommender) -> set[str | None]:
+    """The columns of outcome logs, for which the contract may have rules, too."""
+    read = {task.value for task in config.tasks}
+    for outcome in config.source.outcomes:
+        read |= {outcome.request, outcome.user, outcome.item, outcome.timestamp.name}
+    return read
 
 
 def _take(

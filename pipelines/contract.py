@@ -74,7 +74,7 @@ def event_time(stamp: Timestamp, kind: pa.DataType) -> str:
     """
     if stamp.unit == "iso" or pa.types.is_temporal(kind):
         value = f"TRY_CAST({sql.name(stamp.name)} AS TIMESTAMPTZ)"
-        inside = f"({value}) BETWEEN TIMESTAMPTZ '{_FIRST_DAY}+00' AND TIMESTAMPTZ '{_LAST_DAY}+00'"
+        inside = f"({value}) BETWEEN TIMESTAMPTZ '{_FIRST_DAY} 00:00:00+00' AND TIMESTAMPTZ '{_LAST_DAY} 00:00:00+00'"
         return f"CASE WHEN {inside} THEN {value} END"
     value, micros = f"TRY_CAST({sql.name(stamp.name)} AS DOUBLE)", _UNITS[stamp.unit]
     moment = f"make_timestamptz(CAST(round({value} * {micros}) AS BIGINT))"

@@ -39,11 +39,10 @@ def is_ripe(config: Recommender, task: TaskSource, day: date, newest: date) -> b
     return day + timedelta(days=delay_days(config, task)) <= newest
 
 
-def known_tasks(config: Recommender, tables: Tables, day: date) -> list[TaskSource]:
-    """The tasks whose labels of an ingested day are known: ripe, and not from before there were outcomes at all."""
-    newest, first = max(tables.days("interactions")), min(tables.days("outcomes"), default=date.max)
-    ripe = [task for task in config.tasks if is_ripe(config, task, day, newest)]
-    return [t for t in ripe if not t.outcome or first <= day + timedelta(days=t.label_delay_days)]
+def ripe_tasks(config: Recommender, tables: Tables, day: date) -> list[TaskSource]:
+    """The tasks whose labels of an ingested day are ripe by what is ingested now."""
+    newest = max(tables.days("interactions"))
+    return [task for task in config.tasks if is_ripe(config, task, day, newest)]
 
 
 def all_ripe(config: Recommender, day: date, newest: date) -> bool:
@@ -79,7 +78,7 @@ def with_labels(connection: duckdb.DuckDBPyConnection, config: Recommender, tabl
         UserError: a table was ingested without a column that the YAML names.
     """
     _check_columns(tables, "interactions", config.label_columns)
-    ripe = known_tasks(config, tables, ds)
+    ripe = ripe_tasks(config, tables, ds)
     credits: dict[_Credit, str] = {}
     for credit in (_Credit.of(config, task) for task in ripe if task.outcome is not None):
         if credit not in credits:

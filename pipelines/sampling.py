@@ -57,9 +57,9 @@ def made_negatives(
             "CREATE OR REPLACE TEMP TABLE negatives_asked AS SELECT __user, __item, event_time, number, "
             f"{_spot(made.seed, 'number', str(attempt))} AS spot FROM negatives_drawn WHERE is_seen"
         )
-    known = labels.known_tasks(config, tables, ds)
+    ripe = labels.ripe_tasks(config, tables, ds)
     zeros = ", ".join(
-        f"{'NULL' if task.given or task not in known else '0.0'} AS {sql.name(f'label_{task.name}')}"
+        f"{'NULL' if task.given or task not in ripe else '0.0'} AS {sql.name(f'label_{task.name}')}"
         for task in config.tasks
     )
     return (

@@ -97,12 +97,14 @@ def erase(place: Place, traces: Traces, dry_run: bool = False) -> Erased:
     folder = Folder(place)
     looked: dict[str, int | None] = {}
     twins: dict[str, Action | None] = {}
-    done = Erased()
+    done: Erased | None = None
     for _ in attempts(place.path):
         with reaching(place.path):
             table = place.open()
             survey = _survey(folder, traces, looked)
-            if dry_run or not survey.found:
+            if dry_run:
+                return survey.counts
+            if done is not None and not survey.found:
                 return done + survey.counts
             for path in survey.found.keys() - twins.keys():
                 twins[path] = _twin(folder, survey.adds[path], traces) if path in survey.adds else None
@@ -113,7 +115,7 @@ def erase(place: Place, traces: Traces, dry_run: bool = False) -> Erased:
             _note(folder, {path: twins[path] for path in survey.found})
         finish(place)
         # Once more: another erasure may have written files since the survey, with this person in them.
-        done = done + survey.counts
+        done = (done or Erased()) + survey.counts
     raise AssertionError("attempts end with an error")
 
 

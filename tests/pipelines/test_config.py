@@ -332,6 +332,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "storage leaves its root": ({"storage": "../../elsewhere"}, r"storage: .*leaves its root.*RECSYS_MOE_STORAGE_ROOT"),
     "storage is its root": ({"storage": ".."}, "storage: .*leaves its root"),
     "storage far away": ({"storage": "gs://bucket/shop"}, "storage: 'gs://bucket/shop' is neither a local folder nor"),
+    "scratch files far away": ({"local": "/"}, "local: '/' leaves its root"),
+    "a delimiter that is none": ({"source": {"interactions": {"path": "log.csv", "delimiter": "§"}}}, "delimiter"),
+    "a tolerance of days": ({"columns": {**COLUMNS, "tolerance_minutes": 4000}}, r"columns\.tolerance_minutes"),
+    "a contract for a table's own column": ({"contract": {"columns": {"event_day": {}}}}, r"\['event_day'\] are names"),
     "storage a whole bucket": (
         {"storage": "s3://bucket"},
         "storage: 's3://bucket' should be a bucket and a folder in it",

@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.dataset
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pipelines import labels, sql
@@ -265,6 +265,8 @@ def test_days_may_come_in_any_order_and_again(
 ) -> None:
     """Each day prepares what `days_to_prepare` says. One of them was ingested before, with other rows."""
     config, restated, rows = configured(tiny), START + timedelta(number), numbered(rows)
+    # A day that is ingested has rows: one that loses all of them would be as if it had never come.
+    assume(any(row["ds"] == restated for row in rows))
     held = Held(*([row for row in old if row["ds"] == restated] for old in (numbered(old_rows), old_news)))
     kept = expected(config, held) if held.rows["interactions"] else {}
     for ds in (START + timedelta(n) for n in order):

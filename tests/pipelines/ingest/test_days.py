@@ -230,7 +230,7 @@ def test_a_whole_history_is_split_by_event_day_and_loses_nothing(tiny: Any, rows
     assert count(first) == (34, 30, 3, 1)
     assert count(second) == (4, 4, 0, 0)
     assert first["read"] + second["read"] == len(lines)
-    assert list(rows_of(config, "rejected", tiny.day(1))["source_row"]) == [32, 39, 33]
+    assert sorted(rows_of(config, "rejected", tiny.day(1))["source_row"]) == [32, 33, 39]
     with pytest.raises(UserError, match=r"all\.csv: has no rows for 2026-01-03"):
         ingest(config, tiny.day(2))
 
