@@ -179,7 +179,8 @@ def measures(config: Recommender) -> list[Measure]:
     found = [Measure("rows", 0)]
     for task in config.tasks:
         delay = labels.delay_days(config, task)
-        found += [Measure(f"{task.name}_rows", delay), Measure(f"{task.name}_sum", delay)]
+        # Most tasks are defined on all rows.
+        found += [Measure(f"{task.name}_rows", delay, None if delay else "rows"), Measure(f"{task.name}_sum", delay)]
     return found
 
 

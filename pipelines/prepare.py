@@ -194,7 +194,7 @@ def _daily_counts(
     config: Recommender, tables: Tables, since: date, through: date
 ) -> Iterator[tuple[date, pa.RecordBatch]]:
     """What the days that events may look at have left, day by day."""
-    columns = _counted_columns(config)
+    columns, fragments = _counted_columns(config), []
     for ds, fragment in _fragments(tables, _days(since, through)):
         lacking = [column for column in columns if column not in fragment.physical_schema.names]
         if lacking:
@@ -202,9 +202,20 @@ def _daily_counts(
                 f"{tables.path('daily_counts')}: {ds} has no column {lacking[0]!r}: it is of another YAML or version; "
                 f"run `recsys-moe prepare --as-of {ds}` again"
             )
-        schema = pa.schema([fragment.physical_schema.field(column) for column in columns])
-        for batch in fragment.to_batches(schema=schema.set(0, pa.field("key", _KEY)), columns=columns):
-            yield ds, batch
+        fragments.append(fragment)
+    if not fragments:
+        return
+    schema = pa.schema([fragments[0].physical_schema.field(column) for column in columns])
+    schema = schema.set(0, pa.field("key", _KEY))
+    whole = pyarrow.dataset.FileSystemDataset(fragments, schema, fragments[0].format, fragments[0].filesystem)
+    # Read a little ahead of what is added up.
+    for tagged in whole.scanner(batch_readahead=2, fragment_readahead=2).scan_batches():
+        yield _day_of(tagged.fragment), tagged.record_batch
+
+
+def _day_of(fragment: pyarrow.dataset.Fragment) -> date:
+    day: date = pyarrow.dataset.get_partition_keys(fragment.partition_expression)["ds"]
+    return day
 
 
 def _counted_columns(config: Recommender) -> list[str]:
@@ -218,8 +229,8 @@ def _fragments(tables: Tables, days: pc.Expression) -> Iterator[tuple[date, pyar
     """
     named = pyarrow.dataset.ParquetFileFormat(dictionary_columns=["key"])
     for found in sorted(_known(tables, "daily_counts").get_fragments(filter=days), key=lambda one: one.path):
-        ds = pyarrow.dataset.get_partition_keys(found.partition_expression)["ds"]
-        yield ds, named.make_fragment(found.path, found.filesystem)
+        fragment = named.make_fragment(found.path, found.filesystem, found.partition_expression)
+        yield _day_of(found), fragment
 
 
 def _known(tables: Tables, name: TableName) -> pyarrow.dataset.FileSystemDataset:

@@ -22,10 +22,14 @@ _NEVER = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Measure:
-    """A column of the counts, and the days until it is known."""
+    """A column of the counts, and the days until it is known.
+
+    `like` names a measure of the same delay whose values are mostly the same: only what differs is then added up.
+    """
 
     name: str
     delay: int
+    like: str | None = None
 
 
 class Asked:
@@ -46,12 +50,12 @@ class Asked:
         self.sums = {measure.name: np.zeros((bands, len(days))) for measure in measures}
         self.age = np.full(len(days), _NEVER, np.int32)
 
-    def find(self, moment: int, hashes: Integers) -> tuple[Integers, NDArray[np.bool_]]:
+    def find(self, moment: int, hashes: Integers) -> tuple[Integers, Integers]:
         """Where those of `hashes` that are asked for on a day stand, and which of them these are."""
         where = self.moments[moment]
         mine = self._hashes[where]
         place = np.minimum(np.searchsorted(mine, hashes), len(mine) - 1)
-        found = mine[place] == hashes
+        found = np.flatnonzero(mine[place] == hashes)
         return where.start + place[found], found
 
 
@@ -107,8 +111,15 @@ class WindowSums:
         if moment - day <= max(self._windows):
             asked.age[at] = np.minimum(asked.age[at], moment - day)
         for measure in self._measures:
-            if ds < moment - measure.delay:
-                asked.sums[measure.name][band, at] += values[measure.name][found]
+            if ds >= moment - measure.delay:
+                continue
+            added = values[measure.name]
+            if measure.like is not None:
+                added = values[measure.like] - added  # type: ignore[operator]
+                if not added.any():
+                    continue
+            sums = asked.sums[measure.name][band]
+            sums[at] += added[found]
 
     def result(self, key: str) -> pa.Table:
         """[N] for each day and value asked for: `__age`, days since it was last seen (null where it was not, within
@@ -118,7 +129,10 @@ class WindowSums:
         for measure in self._measures:
             for days in self._windows:
                 inside = (self._edges > measure.delay) & (self._edges <= measure.delay + days)
-                columns[f"{measure.name}_{days}d"] = pa.array(asked.sums[measure.name][inside].sum(axis=0))
+                total = asked.sums[measure.name][inside].sum(axis=0)
+                if measure.like is not None:
+                    total = asked.sums[measure.like][inside].sum(axis=0) - total
+                columns[f"{measure.name}_{days}d"] = pa.array(total)
         return pa.table(columns)
 
 
