@@ -112,6 +112,12 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 
 
 @pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An MLflow store for all tests that ask for it, since making one takes seconds."""
+    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+
+
+@pytest.fixture(scope="session")
 def rows_of() -> Callable[[Recommender, TableName, date], pd.DataFrame]:
     """Reads a table's rows of a day; of users and items, all that are known."""
 

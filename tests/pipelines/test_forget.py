@@ -28,12 +28,6 @@ FEATURES = {
 LISTED = "item_last_20_user"
 
 
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An MLflow store for all tests here, since making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
-
-
 @pytest.fixture
 def config(tiny: Any, store: str, monkeypatch: pytest.MonkeyPatch) -> Recommender:
     """Of a name of its own, with which it is alone in the store."""
