@@ -27,6 +27,8 @@ from pipelines.window_sums import Measure, WindowSums
 ALL = ""
 """The key of all rows together: what a rate is smoothed towards."""
 _JOINT = "\x1f"
+_NULL, _NOBODY = -1, -2
+"""What stands for hashes: of a missing value, which rows may ask for and no day has counted; and of none at all."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,15 @@ def daily_counts(config: Recommender, events: str) -> str:
         f"FROM {events} WHERE {value} IS NOT NULL GROUP BY ALL"
         for name, value in keys
     )
-    return f"SELECT *, {_hash('value')} AS hash FROM ({union}) ORDER BY key, hash, value, event_day"
+    # Tells that the day was counted by this key, where nothing has a value: of a hash that nobody asks for.
+    nothing = "".join(
+        f", CAST(0 AS INTEGER) AS rows_{n}, CAST(0 AS DOUBLE) AS sum_{n}" for n, _ in enumerate(config.tasks)
+    )
+    names = ", ".join(f"({sql.text(name)})" for name, _ in keys[1:])
+    union += f" UNION ALL SELECT first, name, NULL, CAST(0 AS INTEGER){nothing} FROM (VALUES {names}) AS names(name), "
+    union += f"(SELECT min(event_day) AS first FROM {events})"
+    hashed = f"SELECT *, coalesce({_hash('value')}, {_NOBODY}) AS hash FROM ({union})"
+    return f"{hashed} ORDER BY key, hash, value, event_day"
 
 
 def _hash(value: str) -> str:
@@ -147,8 +157,8 @@ def _asked(connection: duckdb.DuckDBPyConnection, rows: str, name: str, value: s
         distinct = f"SELECT DISTINCT event_day, {value} AS value FROM {rows} WHERE {value} IS NOT NULL"
         known = f"SELECT event_day, value, {_hash('value')} AS hash FROM ({distinct})"
     else:
-        known = f"SELECT event_day, value, hash FROM {counted} WHERE key = {sql.text(name)}"
-    nothing = f"SELECT DISTINCT event_day, NULL AS value, -1 AS hash FROM {rows}"
+        known = f"SELECT event_day, value, hash FROM {counted} WHERE key = {sql.text(name)} AND value IS NOT NULL"
+    nothing = f"SELECT DISTINCT event_day, NULL AS value, {_NULL} AS hash FROM {rows}"
     query = f"SELECT event_day AS __moment, value AS __value, hash AS __hash FROM ({known} UNION ALL {nothing})"
     return sql.fetch(connection, f"{query} ORDER BY __moment, __hash, __value")
 
