@@ -84,7 +84,7 @@ class Judged:
 
 
 class Judge:
-    """Judges the chunks of a source, in order, and remembers the keys that it saw. Memory: 8 bytes a row.
+    """Judges the chunks of a source, in order, and remembers the keys that it saw (`SeenHashes`).
 
     Args:
         connection: computes; its time zone is the recommender's.
@@ -99,10 +99,8 @@ class Judge:
     ) -> None:
         self._connection, self._ds, self._terms = connection, ds, terms
         self._timezone = config.columns.timezone
-        self._cleaner, self._seen = (
-            Cleaner(connection, config, terms.only_numbers(config)),
-            SeenHashes(Path(mkdtemp(dir=scratch))),
-        )
+        self._cleaner = Cleaner(connection, config, terms.only_numbers(config))
+        self._seen = SeenHashes(Path(mkdtemp(dir=scratch)))
         self.counts = Counts()
 
     def schema(self, columns: Iterable[str]) -> pa.Schema:
