@@ -26,6 +26,9 @@ from recsys_moe.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_IN_ORDER: tuple[TableName, ...] = ("outcomes", "rejected", "ingested", "interactions")
+"""In which they are published, after users and items: the log's rows last, so that a day that has them has the rest."""
+
 
 def ingest(config: Recommender, ds: date, despite_limits: bool = False) -> dict[str, Any]:
     """Publish day `ds` of the log, and the users, items and outcomes that came with it.
@@ -134,8 +137,7 @@ class _Day:
             versions[found.name] = snapshots.publish(
                 self.tables, found.name, ds, found.rows(), found.key, spill=self._scratch
             )
-        in_order = sorted(self._writers.items(), key=lambda one: one[0] == "interactions")
-        return versions | {name: writer.publish() for name, writer in in_order}
+        return versions | {name: self._writers[name].publish() for name in _IN_ORDER if name in self._writers}
 
 
 @contextmanager
