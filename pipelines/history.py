@@ -204,7 +204,7 @@ def _features(config: Recommender, key: tuple[str, ...]) -> list[str]:
     expressions = []
     for days in history.days:
         name = sql.name(history_feature(key, days, "rows"))
-        expressions.append(f"CAST(coalesce(k.{sql.name(f'rows_{days}d')}, 0) AS BIGINT) AS {name}")
+        expressions.append(f"CAST(coalesce(k.{sql.name(f'rows_{days}d')}, 0) AS FLOAT) AS {name}")
         for task in config.tasks:
             total, hits = sql.name(f"{task.name}_rows_{days}d"), sql.name(f"{task.name}_sum_{days}d")
             name = sql.name(history_feature(key, days, f"{task.name}_rate"))
@@ -213,5 +213,5 @@ def _features(config: Recommender, key: tuple[str, ...]) -> list[str]:
                 f"/ (coalesce(k.{total}, 0) + {history.smoothing}) AS FLOAT) AS {name}"
             )
     if history.days_since_last:
-        expressions.append(f"CAST(k.__age AS INTEGER) AS {sql.name(last_seen_feature(key))}")
+        expressions.append(f"CAST(k.__age AS FLOAT) AS {sql.name(last_seen_feature(key))}")
     return expressions

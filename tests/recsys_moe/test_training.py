@@ -92,6 +92,9 @@ def test_every_expert_works(encoder: Encoder, fitted: Fitted) -> None:
 
 
 def test_same_seed_same_weights_to_the_bit_and_another_seed_others(encoder: Encoder) -> None:
+    # What is quicker is timed where a training starts, and is not computed to the same last digit.
+    experts = encoder.config.experts.model_copy(update={"dispatch": "sparse"})
+    encoder = Encoder(**vars(encoder) | {"config": encoder.config.model_copy(update={"experts": experts})})
     rows = raw_rows(1_500)
     first, again = (fit_on(encoder, rows, TRAINING).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
