@@ -23,7 +23,7 @@ up: setup ## Airflow and MLflow on 127.0.0.1, until Ctrl-C
 	@exec $(BIN)/recsys-moe up $(ARGS)
 
 test: setup ## the fast tests
-	@exec $(BIN)/python -m pytest -m "not slow" --session-timeout=580 $(ARGS)
+	@exec $(BIN)/python -m pytest -m "not slow" --session-timeout=840 $(ARGS)
 
 test-all: setup ## all tests, slow ones too
 	@exec $(BIN)/python -m pytest $(ARGS)
