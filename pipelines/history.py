@@ -197,7 +197,7 @@ def measures(config: Recommender) -> list[Measure]:
 def _features(config: Recommender, key: tuple[str, ...]) -> list[str]:
     """SQL expressions: the features of one key, from its sums (`k`) and the sums of all rows (`a`).
 
-    Rates are single precision, as the model reads them.
+    All are single precision, as the model reads them: whole numbers could not be missing in its input.
     """
     history = config.features.history
     assert history is not None
