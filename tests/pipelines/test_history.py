@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pipelines import history, recent, sql
 from pipelines.config import Recommender
 from pipelines.ingest import ingest
+from pipelines.key_groups import group_by
 from pipelines.prepare import prepare
 from pipelines.tables import Tables
 
@@ -93,17 +94,25 @@ def computed(config: Recommender, log: pd.DataFrame, rows: pd.DataFrame) -> pd.D
         left: dict[str, list[pa.Table]] = {"daily_counts": [], "daily_recent": []}
         for ds in sorted(set(log["ds"])):
             connection.register("events", arrow(log[log["ds"] == ds]))
-            queries = (history.daily_counts(config, "events"), recent.daily_recent(config, "events"))
-            for tables, query in zip(left.values(), queries, strict=True):
-                day = sql.fetch(connection, query)
+            groups = group_by(connection, "events", [history.ALL, *KEYS])
+            counts = history.daily_counts(connection, config, "events", groups).read_all()
+            for tables, day in zip(
+                left.values(), (counts, sql.fetch(connection, recent.daily_recent(config, "events"))), strict=True
+            ):
                 tables.append(day.append_column("ds", pa.array([ds] * len(day), pa.date32())))
         connection.register("daily_recent", pa.concat_tables(left["daily_recent"]))
         days = zip(sorted(set(log["ds"])), left["daily_counts"], strict=True)
-        counts = [(ds, batch) for ds, table in days for batch in table.to_batches()]
-        found = history.lookups(connection, config, "asked_rows", KEYS, counts)
-        found += recent.lookups(connection, config, "asked_rows", config.features.history.recent)
-        frame = sql.fetch(connection, history.join("asked_rows", found)).to_pandas()
-    return frame.set_index("index").sort_index().drop(columns=COLUMNS)
+        batches = [(ds, batch) for ds, table in days for batch in table.to_batches()]
+        groups = group_by(connection, "asked_rows", [history.ALL, *KEYS, ("user",)])
+        found = history.look_up(config, KEYS, groups, batches)
+        lists = recent.look_up(connection, config, config.features.history.recent, groups)
+        features = {
+            name: column.take(pa.array(groups[key].of_row)).to_pandas()
+            for looked_up in (found, lists)
+            for key, columns in looked_up.items()
+            for name, column in columns.items()
+        }
+    return pd.DataFrame(features).set_axis(rows.index).sort_index()
 
 
 def arrow(frame: pd.DataFrame) -> pa.Table:
