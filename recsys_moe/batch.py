@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from recsys_moe.config import ModelConfig
+from recsys_moe.mixing import draws
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,7 @@ class Batch:
         labels: [B, T] float32, 0 where undefined.
         label_mask: [B, T] bool, where a label is defined.
         weight: [B] float32, how much a row counts.
+        row: [B] int64, the row's place in what is trained on, whatever order it is read in.
     """
 
     values: Tensor
@@ -37,6 +38,7 @@ class Batch:
     labels: Tensor
     label_mask: Tensor
     weight: Tensor
+    row: Tensor
 
     def __len__(self) -> int:
         return len(self.segment)
@@ -80,14 +82,15 @@ class Hiding:
             dense_tells=tuple(tells[f.name] for f in config.features if f.kind == "numeric"),
         )
 
-    def __call__(self, batch: Batch, *key: int) -> Batch:
-        """Hide what a generator seeded by `key` (seed, epoch, step, …) draws: the same key, the same rows."""
+    def __call__(self, batch: Batch, seed: int, epoch: int) -> Batch:
+        """Hide what (seed, epoch, row) draws: the same of a row whatever batch it is in."""
         if not (self.ids or self.segments):
             return batch
-        generator, device = np.random.default_rng(key), batch.values.device
-        rows = torch.from_numpy(generator.random(len(batch)) < self.segments).to(device)
-        cells = torch.from_numpy(generator.random((len(self.sparse_tells), len(batch))) < self.ids).to(device)
-        cells |= torch.tensor(self.sparse_tells, device=device)[:, None] & rows
+        device, width = batch.values.device, len(self.sparse_tells)
+        drawn = draws(seed, epoch, batch.row.cpu().numpy(), 1 + width)
+        rows = torch.from_numpy(drawn[width] < round(self.segments * 2**32)).to(device)
+        cells = torch.from_numpy(drawn[:width] < round(self.ids * 2**32)).to(device)
+        cells |= torch.tensor(self.sparse_tells, dtype=torch.bool, device=device)[:, None] & rows
         hidden = cells.flatten().repeat_interleave(batch.lengths)
         dense_hidden = rows[:, None] & torch.tensor(self.dense_tells, dtype=torch.bool, device=device)
         return replace(

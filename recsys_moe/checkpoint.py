@@ -1,4 +1,7 @@
-"""A fitted model as a folder: weights.safetensors, config.json, encoder.json, vocabularies.parquet. No pickle."""
+"""A fitted model as a folder: weights.safetensors, config.json, encoder.json, vocabularies.parquet. No pickle.
+
+Beside them, where there is one, optimizer.safetensors: what a warm start needs of the optimizer. Serving ignores it.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from recsys_moe.config import ModelConfig
 from recsys_moe.embeddings import PlainEmbeddings
@@ -23,15 +27,21 @@ from recsys_moe.errors import OldFormatError, UserError
 from recsys_moe.model import RankingModel
 
 FORMAT = {"format": "recsys_moe checkpoint", "version": 2}
+OPTIMIZER = "optimizer.safetensors"
 PREDICT_ROWS = 8192
 
 
 @dataclass(frozen=True)
 class Ranker:
-    """An encoder and a model with plain weights: raw columns in, probabilities out. Needs no torchrec."""
+    """An encoder and a model with plain weights: raw columns in, probabilities out. Needs no torchrec.
+
+    Attributes:
+        table_sums: [rows of all tables] see `Fitted.table_sums`; only `load(…, to_train=True)` reads it.
+    """
 
     encoder: Encoder
     model: RankingModel
+    table_sums: Tensor | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -53,10 +63,10 @@ class Ranker:
         return out
 
 
-def save(folder: Path, encoder: Encoder, model: RankingModel) -> None:
+def save(folder: Path, encoder: Encoder, model: RankingModel, table_sums: Tensor | None = None) -> None:
     """Write a checkpoint: beside `folder` first, then renamed, so that no reader sees half of one.
 
-    A checkpoint that is already there is replaced.
+    A checkpoint that is already there is replaced. With `table_sums` (of `Fitted`) a training can start from it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as beside:
@@ -65,14 +75,16 @@ def save(folder: Path, encoder: Encoder, model: RankingModel) -> None:
         encoder.save(fresh)
         state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
         save_file(state, fresh / "weights.safetensors")
+        if table_sums is not None:
+            save_file({"table_sums": table_sums}, fresh / OPTIMIZER)
         (fresh / "format.json").write_text(json.dumps(FORMAT) + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, Path(beside) / "old")
         os.replace(fresh, folder)
 
 
-def load(folder: Path) -> Ranker:
-    """Read a checkpoint that `save` wrote.
+def load(folder: Path, to_train: bool = False) -> Ranker:
+    """Read a checkpoint that `save` wrote; `to_train` with what a warm start needs of the optimizer, if it is there.
 
     Raises:
         OldFormatError: another version of this project wrote it.
@@ -85,9 +97,11 @@ def load(folder: Path) -> Ranker:
         encoder = Encoder.load(folder)
         model = empty_model(encoder)
         model.load_state_dict(load_file(folder / "weights.safetensors"))
+        has_sums = to_train and (folder / OPTIMIZER).exists()
+        sums = load_file(folder / OPTIMIZER)["table_sums"] if has_sums else None
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ValidationError, SafetensorError) as error:
         raise UserError(f"{folder}: the checkpoint is damaged ({error}); take another or train again") from error
-    return Ranker(encoder, model.eval().requires_grad_(False))
+    return Ranker(encoder, model.eval().requires_grad_(False), sums)
 
 
 def empty_model(encoder: Encoder) -> RankingModel:

@@ -197,18 +197,33 @@ class ModelConfig(Frozen):
 
 
 class TrainingConfig(Frozen):
-    """How a model is fitted. Shares are of rows, `learning_rate_decay` of steps: the last ones, in which rates fall."""
+    """How a model is fitted. Shares are of rows, `learning_rate_decay` of steps: the last ones, in which rates fall.
+
+    `early_stopping` is how many validations without a lower loss end the training, `validations` how many there are
+    an epoch. `loss_weights: static` takes those of the tasks, `uncertainty` learns them (Kendall et al. 2018),
+    `gradnorm` balances the tasks' gradients (Chen et al. 2018). `warm_start` begins with the champion's weights.
+    `buffer_rows` are held in memory and shuffled together. A checkpoint to resume from is written every
+    `checkpoint_minutes`.
+    """
 
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 4096
     learning_rate: PositiveFloat = 2e-3
     embedding_learning_rate: PositiveFloat = 0.05
+    warm_up_steps: PositiveInt = 10
     learning_rate_decay: Share = 0.5
     weight_decay: NonNegativeFloat = 0.0
     clip_norm: PositiveFloat = 5.0
+    loss_weights: Literal["static", "uncertainty", "gradnorm"] = "static"
+    early_stopping: PositiveInt | None = None
+    validations: PositiveInt = 1
     hide_ids: Share = 0.02
     hide_segments: Share = 0.05
     segment_decay: Share = 1e-3
+    warm_start: bool = False
+    checkpoint_minutes: PositiveFloat = 5.0
+    buffer_rows: PositiveInt = 262_144
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None

@@ -7,7 +7,8 @@ feature; averaging keeps the scale of a multivalued one apart from its length). 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from torch.nn import functional
 from recsys_moe.batch import Batch
 
 if TYPE_CHECKING:
-    from torchrec import EmbeddingBagCollection
+    from torchrec import EmbeddingBagCollection, KeyedJaggedTensor
 
 INIT_RANGE = 0.05
 """Tables start uniform in ±INIT_RANGE: small beside the scaled dense features, so that an id says little at first."""
@@ -44,13 +45,23 @@ class PlainEmbeddings(nn.Module):
 
 
 class TorchrecEmbeddings(nn.Module):
-    """The same tables as a torchrec collection on the meta device, for training under DistributedModelParallel."""
+    """The same tables as a torchrec collection on the meta device, for training under DistributedModelParallel.
 
-    def __init__(self, vocab_sizes: Sequence[int], dim: int) -> None:
+    The collection adds bags up, which takes fbgemm a fifth of the time of averaging them; bags of more than one are
+    divided afterwards.
+
+    Args:
+        vocab_sizes: rows of each feature's table.
+        dim: width of all tables.
+        multivalued: positions of the features whose bags may hold more than one value.
+    """
+
+    def __init__(self, vocab_sizes: Sequence[int], dim: int, multivalued: Sequence[int] = ()) -> None:
         super().__init__()
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
         self.keys = [f"f{position}" for position in range(len(vocab_sizes))]
+        self._multivalued = tuple(multivalued)
         self.collection: EmbeddingBagCollection = EmbeddingBagCollection(
             device=torch.device("meta"),
             tables=[
@@ -59,7 +70,7 @@ class TorchrecEmbeddings(nn.Module):
                     num_embeddings=size,
                     embedding_dim=dim,
                     feature_names=[key],
-                    pooling=PoolingType.MEAN,
+                    pooling=PoolingType.SUM,
                     weight_init_min=-INIT_RANGE,
                     weight_init_max=INIT_RANGE,
                 )
@@ -67,9 +78,40 @@ class TorchrecEmbeddings(nn.Module):
             ],
         )
 
-    def forward(self, batch: Batch) -> Tensor:
-        """Pooled vectors [B, F * dim] of a batch."""
+    def jagged(self, batch: Batch) -> JaggedBatch:
+        """The batch as the collection reads it."""
         from torchrec import KeyedJaggedTensor
 
-        pooled = self.collection(KeyedJaggedTensor(self.keys, batch.values, lengths=batch.lengths)).to_dict()
-        return torch.cat([pooled[key] for key in self.keys], dim=1)
+        features = KeyedJaggedTensor(self.keys, batch.values, lengths=batch.lengths)
+        return JaggedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)}, features=features)
+
+    def forward(self, batch: JaggedBatch) -> Tensor:
+        """Pooled vectors [B, F * dim] of a batch."""
+        pooled = self.collection(batch.features).to_dict()
+        lengths = batch.lengths.view(len(self.keys), -1)
+        vectors = []
+        for position, key in enumerate(self.keys):
+            is_bag = position in self._multivalued
+            vectors.append(pooled[key] / lengths[position].clamp(min=1).unsqueeze(1) if is_bag else pooled[key])
+        return torch.cat(vectors, dim=1)
+
+
+@dataclass(frozen=True)
+class JaggedBatch(Batch):
+    """A batch with its sparse features as torchrec's own type, which its pipelines look for.
+
+    Attributes:
+        features: `values` and `lengths`, by feature.
+    """
+
+    features: KeyedJaggedTensor
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Self:
+        """The same batch on another device."""
+        moved = {f.name: getattr(self, f.name).to(device, non_blocking=non_blocking) for f in fields(self)}
+        return replace(self, **moved)
+
+    def record_stream(self, stream: Any) -> None:
+        """Keep the memory until a CUDA stream is done with it."""
+        for field in fields(self):
+            getattr(self, field.name).record_stream(stream)

@@ -11,30 +11,38 @@ from torch.nn import functional
 from recsys_moe.config import SampledNegatives, Task
 from recsys_moe.model import log_probabilities
 
-LOG_HALF = -0.6931471805599453
-SMALLEST = 1e-7
 
+def log_complements(logits: Tensor, products: Tensor, tasks: Sequence[Task]) -> Tensor:
+    """[B, T] log of 1 - p, where p is the probability of a task and all that it is given.
 
-def log1mexp(x: Tensor) -> Tensor:
-    """log(1 - exp(x)) for x < 0, exact at both ends (Mächler 2012); x is kept at least 1e-7 below 0."""
-    x = x.clamp(max=-SMALLEST)
-    near = x > LOG_HALF
-    # Each branch gets harmless values where the other is taken, else its infinite gradient would become NaN.
-    close = torch.log(-torch.expm1(torch.where(near, x, LOG_HALF)))
-    far = torch.log1p(-torch.exp(torch.where(near, LOG_HALF, x)))
-    return torch.where(near, close, far)
+    A task does not happen if its parent does not, or if the parent does and it does not itself:
+    1 - p = (1 - p_parent) + p_parent · (1 - sigmoid(logit)). A sum of logs of such terms is exact for all logits, and
+    so is its gradient; log(1 - exp(log p)) has none left where p rounds to 1, from logits of 17 on.
+
+    Args:
+        logits: [B, T]. products: [B, T] log p, see `model.log_probabilities`.
+    """
+    names = [task.name for task in tasks]
+    columns = list(functional.logsigmoid(-logits).unbind(1))
+    for position, task in enumerate(tasks):
+        if task.given is not None:
+            parent = names.index(task.given)
+            columns[position] = torch.logaddexp(columns[parent], products[:, parent] + columns[position])
+    return torch.stack(columns, 1)
 
 
 def entire_space(labels: Tensor, mask: Tensor, tasks: Sequence[Task]) -> tuple[Tensor, Tensor]:
-    """Labels and mask [B, T] of tasks over all rows: a `given` task is 0 wherever its parent is 0, defined or not."""
+    """Labels and mask [B, T] of tasks over all rows: a `given` task is 0 wherever its parent is 0, defined or not.
+
+    A label between 0 and 1 is a probability: that of a task and its parent is the product of the two.
+    """
     names = [task.name for task in tasks]
     columns, masks = list(labels.unbind(1)), list(mask.unbind(1))
     for position, task in enumerate(tasks):
         if task.given is not None:
             parent = names.index(task.given)
-            happened = columns[parent] > 0.5
-            columns[position] = torch.where(happened, columns[position], torch.zeros_like(columns[position]))
-            masks[position] = masks[parent] & (masks[position] | ~happened)
+            masks[position] = masks[parent] & (masks[position] | (columns[parent] == 0.0))
+            columns[position] = columns[parent] * columns[position]
     return torch.stack(columns, 1), torch.stack(masks, 1)
 
 
@@ -62,7 +70,7 @@ def loss_sums(
     """Weighted loss and weight of the rows where each task is defined.
 
     Binary tasks have log-loss (in log space; a `given` task's is that of the product with its parents, over the
-    entire space), regressions squared error.
+    entire space), regressions squared error. Computed in float32 at least, also under autocast.
 
     Args:
         logits, labels, mask: [B, T]. weight: [B], or [B, T] where it differs by task. ancestry: [T, T], see
@@ -71,11 +79,11 @@ def loss_sums(
     Returns: two [T] sums; their ratio is the mean loss.
     """
     labels, mask = entire_space(labels, mask, tasks)
-    products = log_probabilities(logits, ancestry)
-    has_parent = ancestry.sum(1) > 1
-    complements = torch.where(has_parent, log1mexp(products), functional.logsigmoid(-logits))
-    log_loss = -(labels * products + (1.0 - labels) * complements)
-    is_regression = torch.tensor([task.kind == "regression" for task in tasks], device=logits.device)
-    per_row = torch.where(is_regression, (logits - labels).square(), log_loss)
     counted = mask * (weight if weight.dim() == 2 else weight.unsqueeze(1))
-    return (per_row * counted).sum(0), counted.sum(0)
+    with torch.autocast(logits.device.type, enabled=False):
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        products = log_probabilities(logits, ancestry)
+        log_loss = -(labels * products + (1.0 - labels) * log_complements(logits, products, tasks))
+        is_regression = torch.tensor([task.kind == "regression" for task in tasks], device=logits.device)
+        per_row = torch.where(is_regression, (logits - labels).square(), log_loss)
+        return (per_row * counted).sum(0), counted.sum(0)

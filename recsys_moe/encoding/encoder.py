@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recsys_moe.batch import Batch
 from recsys_moe.config import BehaviouralSegments, Feature, ModelConfig, Side
@@ -32,10 +33,13 @@ from recsys_moe.encoding.columns import (
 from recsys_moe.encoding.fitting import Fitting, numeric_features, sparse_features, vocabulary_features
 from recsys_moe.encoding.growing import check_same_shape, grown
 from recsys_moe.encoding.hashing import bucket_of
+from recsys_moe.encoding.lookup import Lookup
 from recsys_moe.encoding.moments import Scaler
 from recsys_moe.encoding.segments import UNKNOWN, segment_keys
 from recsys_moe.errors import UserError
 
+ROW = "row"
+"""Column of a row's place in what is trained on, beside those of `Encoder.schema`."""
 ALL_SIDES: tuple[Side, ...] = ("user", "item", "context")
 
 
@@ -57,6 +61,7 @@ class Encoder:
         self.segment_names = tuple(segment_names)
         self.label_means = label_means or {}
         self.behaviour = behaviour
+        self._lookups: dict[str, Lookup] = {}
 
     @classmethod
     def fit(cls, config: ModelConfig, batches: Iterable[pa.RecordBatch], previous: Encoder | None = None) -> Self:
@@ -130,8 +135,11 @@ class Encoder:
         Raises:
             UserError: a raw column is missing or cannot be read as its kind.
         """
-        blocks = [self._encode_block(block_of(table, at), sides) for at in range(0, table.num_rows, BLOCK_ROWS)]
-        return pa.Table.from_batches(blocks, schema=self.schema)
+        return pa.Table.from_batches(self.encoded_blocks(table, sides), schema=self.schema)
+
+    def encoded_blocks(self, table: RawTable, sides: Sequence[Side] = ALL_SIDES) -> Iterator[pa.RecordBatch]:
+        """`encode`, block by block, so that the whole need not be in memory."""
+        return (self._encode_block(block_of(table, at), sides) for at in range(0, table.num_rows, BLOCK_ROWS))
 
     def segment_of(self, table: RawTable) -> tuple[pa.Array, pa.Array]:
         """Name of each row's segment, and its source: `direct`, `parent` (its own was too thin) or `unknown`."""
@@ -141,40 +149,26 @@ class Encoder:
         return names, pa.array(source, pa.string())
 
     def to_batch(self, encoded: RawTable) -> Batch:
-        """Tensors of encoded rows, copied, so that the batch outlives a memory-mapped file."""
-        rows, features = encoded.num_rows, sparse_features(self.config)
-        bags = [_bags(whole_array(encoded, f"index_{f.name}")) for f in features]
+        """Tensors of encoded rows, copied, so that the batch outlives what they are read from.
+
+        `Batch.row` is the column `ROW` where there is one, as in what a `Loader` reads, and else counts the rows.
+        """
+        bags = [_bags(whole_array(encoded, f"index_{f.name}")) for f in sparse_features(self.config)]
         labels, mask = self._labels(encoded)
-        dense = whole_array(encoded, "dense").flatten().to_numpy(zero_copy_only=False)
-        weight = whole_array(encoded, "row_weight").to_numpy(zero_copy_only=False)
-        segment = whole_array(encoded, "segment").to_numpy(zero_copy_only=False)
+        dense = whole_array(encoded, "dense").flatten().to_numpy().reshape(encoded.num_rows, self.num_dense)
+        segment, weight = (whole_array(encoded, name).to_numpy() for name in ("segment", "row_weight"))
+        numbered = ROW in encoded.schema.names
+        row = whole_array(encoded, ROW).to_numpy() if numbered else np.arange(encoded.num_rows)
         return Batch(
-            values=torch.from_numpy(np.concatenate([np.zeros(0, np.int64), *(values for values, _ in bags)])),
-            lengths=torch.from_numpy(np.concatenate([np.zeros(0, np.int32), *(lengths for _, lengths in bags)])),
-            dense=torch.from_numpy(dense.reshape(rows, self.num_dense).copy()),
-            segment=torch.from_numpy(segment.astype(np.int64)),
+            values=_joined([values for values, _ in bags], np.int64),
+            lengths=_joined([lengths for _, lengths in bags], np.int32),
+            dense=torch.tensor(dense),
+            segment=torch.tensor(segment, dtype=torch.int64),
             labels=torch.from_numpy(labels),
             label_mask=torch.from_numpy(mask),
-            weight=torch.from_numpy(weight.copy()),
+            weight=torch.tensor(weight),
+            row=torch.tensor(row),
         )
-
-    def batches(
-        self, encoded: pa.Table, batch_size: int, shuffle: tuple[int, ...] | None = None, rank: int = 0, world: int = 1
-    ) -> Iterator[Batch]:
-        """Batches over all rows: in order, or in the order that the key `shuffle` (seed, epoch, …) draws.
-
-        With several processes each takes its share of every batch, so that all take the same number of steps; a last
-        batch of fewer rows than processes is left out.
-        """
-        order = np.arange(encoded.num_rows)
-        if shuffle is not None:
-            order = np.random.default_rng(shuffle).permutation(order)
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            if len(chosen) >= world:
-                mine = chosen[rank::world]
-                in_order = shuffle is None and world == 1
-                yield self.to_batch(encoded.slice(start, batch_size) if in_order else encoded.take(pa.array(mine)))
 
     def save(self, folder: Path) -> None:
         """Write config.json, encoder.json and vocabularies.parquet into an existing folder."""
@@ -245,10 +239,16 @@ class Encoder:
         """Indices of raw values; each distinct one is looked up, or hashed, once."""
         spelled = canonical_dictionary(values)
         if feature.hash_buckets is None:
-            distinct = look_up(spelled.dictionary, self.vocabularies[feature.name])
+            distinct = self._lookup(feature.name)(spelled.dictionary)
         else:
             distinct = bucket_of(spelled.dictionary, feature.hash_buckets)
         return distinct.take(spelled.indices).fill_null(0)
+
+    def _lookup(self, name: str) -> Lookup:
+        """Made when it is needed first: who only asks for sizes never does."""
+        if name not in self._lookups:
+            self._lookups[name] = Lookup(self.vocabularies[name])
+        return self._lookups[name]
 
     def _dense(self, block: pa.RecordBatch, sides: Sequence[Side]) -> pa.Array:
         features = numeric_features(self.config)
@@ -281,12 +281,14 @@ def look_up(values: pa.Array, vocabulary: pa.Array) -> pa.Array:
     return pc.cast(pc.add(pc.fill_null(position, -1), 1), pa.int32())
 
 
-def _bags(column: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.int32]]:
+def _bags(column: pa.Array) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Values and lengths of one encoded feature; a null is an empty bag."""
     if pa.types.is_list(column.type):
-        lengths = pc.fill_null(pc.list_value_length(column), 0)
-        values = column.flatten()
-    else:
-        lengths = pc.cast(column.is_valid(), pa.int32())
-        values = column.drop_null()
-    return values.to_numpy(zero_copy_only=False).astype(np.int64), lengths.to_numpy(zero_copy_only=False)
+        return column.flatten().to_numpy(), pc.fill_null(pc.list_value_length(column), 0).to_numpy()
+    if not column.null_count:
+        return column.to_numpy(), np.ones(len(column), np.int32)
+    return column.drop_null().to_numpy(), column.is_valid().to_numpy(zero_copy_only=False).astype(np.int32)
+
+
+def _joined(parts: list[NDArray[np.int32]], dtype: type[np.int32 | np.int64]) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype))

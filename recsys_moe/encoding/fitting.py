@@ -10,7 +10,14 @@ import pyarrow.compute as pc
 
 from recsys_moe.config import BehaviouralSegments, Feature, ModelConfig, Segments
 from recsys_moe.encoding.behaviour import Behaviour, BehaviourSample
-from recsys_moe.encoding.columns import canonical, flat_list, optional_numbers, raw_column, transformed, whole_array
+from recsys_moe.encoding.columns import (
+    canonical_dictionary,
+    flat_list,
+    optional_numbers,
+    raw_column,
+    transformed,
+    whole_array,
+)
 from recsys_moe.encoding.moments import Moments, Scaler
 from recsys_moe.encoding.segments import UNKNOWN, segment_keys
 
@@ -39,10 +46,13 @@ class Counts:
         self._parts = [pa.table({"value": pa.array([], pa.string()), "count": pa.array([], pa.int64())})]
         self._pending = 0
 
-    def add(self, values: pa.Array) -> None:
-        counted = pc.value_counts(values.drop_null())
-        self._parts.append(pa.table({"value": counted.field("values"), "count": counted.field("counts")}))
-        self._pending += len(counted)
+    def add(self, values: pa.DictionaryArray) -> None:
+        """Count values; a dictionary may hold one that no row has, one twice, and null."""
+        places = values.indices.drop_null().to_numpy()
+        counts = pa.array(np.bincount(places, minlength=len(values.dictionary)))
+        counted = pa.table({"value": values.dictionary, "count": counts})
+        self._parts.append(counted.filter(pc.and_(pc.is_valid(values.dictionary), pc.greater(counts, 0))))
+        self._pending += len(self._parts[-1])
         if self._pending > COMPACT_ROWS:
             self._parts, self._pending = [self._total()], 0
 
@@ -74,7 +84,7 @@ class SegmentCounts:
             self._sample.add(batch)
             return
         for keys in segment_keys(self._config, batch, self._behaviour):
-            self._counts.add(keys)
+            self._counts.add(keys.dictionary_encode())
 
     def result(self) -> tuple[list[str], Behaviour | None]:
         """Names of the segments with at least `min_rows` rows, the largest first, and the groups of behaviour."""
@@ -120,7 +130,7 @@ class Fitting:
         for feature in vocabulary_features(self.config):
             many = feature.kind == "multivalued"
             values = flat_list(batch, feature.name)[0] if many else raw_column(batch, feature.name)
-            self._values[feature.name].add(canonical(values))
+            self._values[feature.name].add(canonical_dictionary(values))
         for feature in numeric_features(self.config):
             self._moments[feature.name].add(transformed(batch, feature))
         if self._segments is not None:

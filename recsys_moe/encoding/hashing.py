@@ -10,11 +10,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
+
+from recsys_moe.mixing import Hashes, mixed
 
 MULTIPLIER = 0x9E3779B97F4A7C15
-
-Hashes = NDArray[np.uint64]
 
 
 def bucket_of(texts: pa.Array, buckets: int) -> pa.Array:
@@ -35,7 +34,7 @@ def hash_of(texts: pa.Array) -> Hashes:
     place = np.arange(len(content)) - np.repeat(starts, lengths)
     terms = (content + np.uint64(1)) * _powers(int(lengths.max(initial=0)))[place]
     until = np.concatenate([np.zeros(1, np.uint64), np.cumsum(terms, dtype=np.uint64)])
-    return _mixed(until[starts + lengths] - until[starts] + lengths.astype(np.uint64))
+    return mixed(until[starts + lengths] - until[starts] + lengths.astype(np.uint64))
 
 
 def _powers(count: int) -> Hashes:
@@ -43,9 +42,3 @@ def _powers(count: int) -> Hashes:
     powers = np.full(count, MULTIPLIER, np.uint64)
     powers[:1] = 1
     return np.multiply.accumulate(powers)
-
-
-def _mixed(hashes: Hashes) -> Hashes:
-    hashes = (hashes ^ (hashes >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    hashes = (hashes ^ (hashes >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return hashes ^ (hashes >> np.uint64(31))

@@ -107,23 +107,6 @@ def test_no_rows_and_no_numbers_are_fine(encoder: Encoder, rows: pa.Table) -> No
     assert plain.to_batch(plain.encode(pa.table({"colour": ["a", "b"]}))).dense.shape == (2, 0)
 
 
-def test_a_memory_mapped_file_gives_the_same_batches(encoder: Encoder, rows: pa.Table, tmp_path: Path) -> None:
-    encoded = encoder.encode(rows)
-    with pa.OSFile(str(tmp_path / "scratch.arrow"), "wb") as file, pa.ipc.new_file(file, encoder.schema) as writer:
-        writer.write_table(encoded, max_chunksize=300)
-    mapped = pa.ipc.open_file(pa.memory_map(str(tmp_path / "scratch.arrow"))).read_all()
-    pairs = zip(encoder.batches(encoded, 256, (1, 0)), encoder.batches(mapped, 256, (1, 0)), strict=True)
-    assert all(torch.equal(a.values, b.values) and torch.equal(a.dense, b.dense) for a, b in pairs)
-
-
-def test_processes_share_every_batch(encoder: Encoder, rows: pa.Table) -> None:
-    encoded = encoder.encode(rows)
-    shares = [list(encoder.batches(encoded, 300, (7, 2), rank, 2)) for rank in range(2)]
-    whole = list(encoder.batches(encoded, 300, (7, 2)))
-    assert [len(a) + len(b) for a, b in zip(*shares, strict=True)] == [len(batch) for batch in whole]
-    assert torch.equal(shares[0][0].dense, whole[0].dense[0::2])
-
-
 def test_a_missing_column_is_named_with_those_present(encoder: Encoder, rows: pa.Table) -> None:
     with pytest.raises(UserError, match=r"no column 'country'.*'user_id'"):
         encoder.encode(rows.drop_columns(["country"]))

@@ -5,7 +5,7 @@ import torch
 
 from recsys_moe.checkpoint import Ranker, empty_model
 from recsys_moe.config import Experts, Gating
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.explain import Explanation, Reference, explain
 from tests.recsys_moe.conftest import FEATURES, model_config, raw_rows
 
@@ -13,7 +13,7 @@ from tests.recsys_moe.conftest import FEATURES, model_config, raw_rows
 def explained(ranker: Ranker, rows: int = 1) -> Explanation:
     """The first of some rows, against others."""
     encoder, model = ranker.encoder, ranker.model
-    reference = Reference.of(model, encoder.batches(encoder.encode(raw_rows(300, seed=4)), 128))
+    reference = Reference.of(model, Loader(encoder, encoder.encode(raw_rows(300, seed=4)), 128).batches())
     batch = encoder.to_batch(encoder.encode(raw_rows(rows, seed=9)))
     return explain(model, model.inputs(batch), batch.segment, reference)
 
@@ -62,7 +62,8 @@ def test_the_average_row_has_nothing_to_explain(ranker: Ranker) -> None:
     encoder, model = ranker.encoder, ranker.model
     encoded = encoder.encode(raw_rows(200))
     batch = encoder.to_batch(encoded)
-    found = explain(model, model.inputs(batch), batch.segment, Reference.of(model, encoder.batches(encoded, 64)))
+    reference = Reference.of(model, Loader(encoder, encoded, 64).batches())
+    found = explain(model, model.inputs(batch), batch.segment, reference)
     assert float(found.added.nan_to_num().abs().max()) < 1e-6
 
 

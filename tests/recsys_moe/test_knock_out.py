@@ -7,7 +7,7 @@ from torch import Tensor
 from recsys_moe.batch import Batch
 from recsys_moe.checkpoint import Ranker, empty_model
 from recsys_moe.config import Experts, Gating, ModelConfig
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.gates import Routing
 from recsys_moe.knock_out import knock_out
 from recsys_moe.losses import loss_sums
@@ -42,7 +42,7 @@ def rise_by_hand(model: RankingModel, batch: Batch, expert: int) -> Tensor:
 
 def test_each_expert_is_taken_out_as_the_model_itself_would_run_without(ranker: Ranker, encoder: Encoder) -> None:
     encoded = encoder.encode(raw_rows(600, seed=7))
-    found = knock_out(ranker.model, encoder.batches(encoded, 250))
+    found = knock_out(ranker.model, Loader(encoder, encoded, 250).batches())
     whole = encoder.to_batch(encoded)
     assert found.expert_names[-1] == "segment"
     assert found.rows == 600
@@ -71,7 +71,7 @@ def test_it_equals_a_model_that_was_built_without_the_expert(gone: int) -> None:
 def test_what_has_all_the_weight_cannot_be_taken_out() -> None:
     config = model_config(experts=Experts(shared=1, per_segment=0, routed=0, hidden=(8,)))
     encoder, model = random_model(config)
-    found = knock_out(model, encoder.batches(encoder.encode(raw_rows(50)), 50))
+    found = knock_out(model, Loader(encoder, encoder.encode(raw_rows(50)), 50).batches())
     assert found.rise.isnan().all()
     assert found.loss.isfinite().all()
     assert found.summary() == {}
@@ -81,7 +81,7 @@ def test_tasks_that_an_expert_does_not_serve_lose_nothing() -> None:
     """Each task has one expert of its own; buy is given click, so without click's expert both are undefined."""
     experts = Experts(shared=0, per_task=1, per_segment=0, routed=0, hidden=(8,))
     encoder, model = random_model(model_config(experts=experts))
-    rise = knock_out(model, encoder.batches(encoder.encode(raw_rows(50)), 50)).rise
+    rise = knock_out(model, Loader(encoder, encoder.encode(raw_rows(50)), 50).batches()).rise
     assert rise.isnan().tolist() == [[True, True], [False, True]]
     assert rise[1, 0] == 0
 

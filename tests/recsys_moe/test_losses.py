@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import mpmath
 import numpy as np
 import pytest
 import torch
 from sklearn.metrics import log_loss
 
 from recsys_moe.config import Task
-from recsys_moe.losses import entire_space, log1mexp, loss_sums
+from recsys_moe.losses import entire_space, loss_sums
 from recsys_moe.model import ancestry
 
 CLICK_BUY = (Task(name="click"), Task(name="buy", given="click"))
@@ -17,16 +18,56 @@ def means(logits, labels, mask, weight, tasks):
     return (sums / counts).tolist()
 
 
-def test_log1mexp_is_exact_at_both_ends_and_has_finite_gradients() -> None:
-    x = torch.tensor([-1e-6, -1e-3, -0.5, -0.7, -5.0, -40.0], dtype=torch.float64, requires_grad=True)
-    value = log1mexp(x)
-    # log(1 - exp(x)) in extended precision
-    exact = np.log(-np.expm1(x.detach().numpy().astype(np.longdouble))).astype(np.float64)
-    assert value.detach().numpy() == pytest.approx(exact, rel=1e-9)
-    edge = torch.tensor([0.0, -200.0], requires_grad=True)
-    log1mexp(edge).sum().backward()
-    assert edge.grad is not None
-    assert edge.grad.isfinite().all()
+CHAIN = (*CLICK_BUY, Task(name="keep", given="buy"))
+
+
+def exact_chain_loss(logits: np.ndarray, label: float) -> float:
+    """The loss of the last task of CHAIN with mpmath's 60 digits, from the definition alone."""
+    with mpmath.workdps(60):
+        p = mpmath.fprod(1 / (1 + mpmath.exp(-mpmath.mpf(float(logit)))) for logit in logits)
+        return float(-label * mpmath.log(p) - (1 - label) * mpmath.log(1 - p))
+
+
+@pytest.mark.parametrize("label", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize(
+    "row", [(0.3, -0.2, 1.0), (17.0, 18.0, 20.0), (60.0, 60.0, 60.0), (-60.0, 40.0, 2.0), (25.0, -40.0, 30.0)]
+)
+def test_a_task_given_of_given_is_exact_for_all_logits_with_its_gradient(row: tuple[float, ...], label: float) -> None:
+    logits = torch.tensor([row], requires_grad=True)
+    labels = torch.tensor([[1.0, 1.0, label]])
+    sums, _ = loss_sums(logits, labels, torch.ones(1, 3).bool(), torch.ones(1), CHAIN, ancestry(CHAIN))
+    sums[2].backward()
+    assert sums[2].item() == pytest.approx(exact_chain_loss(np.array(row), label), rel=1e-5)
+    step = np.eye(3) * 1e-6
+    slopes = [(exact_chain_loss(row + d, label) - exact_chain_loss(row - d, label)) / 2e-6 for d in step]
+    assert logits.grad is not None
+    assert logits.grad[0].tolist() == pytest.approx(slopes, rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_losses_are_of_full_precision_under_autocast(dtype: torch.dtype) -> None:
+    rng = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(500, 3, generator=rng), torch.randint(0, 2, (500, 3), generator=rng).float()
+    given = (labels, torch.ones(500, 3).bool(), torch.ones(500), CHAIN, ancestry(CHAIN))
+    expected = loss_sums(logits.to(dtype).float(), *given)[0]
+    with torch.autocast("cpu", dtype=dtype):
+        assert torch.equal(loss_sums(logits.to(dtype), *given)[0], expected)
+
+
+def test_rows_that_are_masked_or_weigh_nothing_have_no_say() -> None:
+    logits = torch.tensor([[1e30, -1e30, 5.0], [0.1, 0.2, 0.3]], requires_grad=True)
+    labels, ones = torch.zeros(2, 3), torch.ones(2, 3).bool()
+    for mask, weight in ((ones & torch.tensor([[False], [True]]), torch.ones(2)), (ones, torch.tensor([0.0, 1.0]))):
+        logits.grad = None
+        sums, counts = loss_sums(logits, labels, mask, weight, CHAIN, ancestry(CHAIN))
+        alone, _ = loss_sums(logits[1:], labels[1:], ones[1:], weight[1:], CHAIN, ancestry(CHAIN))
+        (sums / counts).sum().backward()
+        assert torch.equal(sums, alone)
+        assert counts.tolist() == [1.0, 1.0, 1.0]
+        assert logits.grad is not None
+        assert logits.grad[0].tolist() == [0.0, 0.0, 0.0]
+    sums, counts = loss_sums(logits, labels, torch.zeros(2, 3).bool(), torch.ones(2), CHAIN, ancestry(CHAIN))
+    assert sums.tolist() == counts.tolist() == [0.0, 0.0, 0.0]
 
 
 def test_masked_weighted_log_loss_is_that_of_scikit_learn() -> None:
@@ -67,6 +108,22 @@ def test_the_entire_space_knows_that_nothing_follows_a_parent_that_did_not_happe
     targets, defined = entire_space(labels, mask, CLICK_BUY)
     assert targets[:, 1].tolist() == [1, 0, 0, 0, 0, 0]
     assert defined[:, 1].tolist() == [True, True, False, True, True, False]
+
+
+def test_a_label_between_0_and_1_is_a_probability() -> None:
+    labels = torch.tensor([[0.5, 0.5, 1.0], [0.5, 0.0, 0.0], [1.0, 0.5, 0.5]])
+    mask = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 1]]).bool()
+    targets, defined = entire_space(labels, mask, CHAIN)
+    assert targets.tolist() == [[0.5, 0.25, 0.25], [0.5, 0.0, 0.0], [1.0, 0.5, 0.25]]
+    assert defined.tolist() == [[True, True, True], [True, False, False], [True, True, True]]
+
+
+def test_what_follows_a_parent_that_is_not_known_is_not_known_down_the_chain() -> None:
+    labels = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 1.0], [1.0, 0.0, 1.0]])
+    mask = torch.tensor([[0, 1, 1], [1, 0, 1], [1, 0, 0], [1, 1, 0]]).bool()
+    targets, defined = entire_space(labels, mask, CHAIN)
+    assert defined.tolist() == [[False] * 3, [True, False, False], [True] * 3, [True] * 3]
+    assert targets[:, 2].tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
 def test_regression_has_squared_error() -> None:

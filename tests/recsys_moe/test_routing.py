@@ -8,7 +8,7 @@ from torch import Tensor
 
 from recsys_moe.checkpoint import Ranker, empty_model
 from recsys_moe.config import Experts
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.gates import Routing
 from recsys_moe.routing import RoutingReport, RoutingTally, routing_report
 from tests.recsys_moe.conftest import model_config, raw_rows
@@ -74,7 +74,7 @@ def test_gates_are_as_far_apart_as_their_weights(ranker: Ranker, slots: tuple[in
 
 def test_a_report_is_of_what_the_model_does(ranker: Ranker, encoder: Encoder) -> None:
     encoded = encoder.encode(raw_rows(500, seed=5))
-    found = routing_report(ranker.model, encoder.batches(encoded, 200))
+    found = routing_report(ranker.model, Loader(encoder, encoded, 200).batches())
     _, routing = ranker.model(encoder.to_batch(encoded))
     weights = routing.over_experts(9).double()
     assert torch.allclose(found.weight, weights.mean(0))
@@ -92,7 +92,7 @@ def test_without_routed_experts_weights_tell(shared: int) -> None:
     model = empty_model(encoder)
     with torch.no_grad():
         model.gates.segment_embedding[1:].normal_(0, 3)
-    found = routing_report(model, encoder.batches(encoder.encode(rows), 100))
+    found = routing_report(model, Loader(encoder, encoder.encode(rows), 100).batches())
     assert (found.busiest, found.idlest, found.dead) == (None, None, ())
     assert "load_entropy" not in found.summary()
     information = found.segment_information

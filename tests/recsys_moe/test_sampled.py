@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from recsys_moe import checkpoint, metrics
 from recsys_moe.checkpoint import Ranker, empty_model
 from recsys_moe.config import Experts, Feature, ModelConfig, SampledNegatives, Task, TrainingConfig
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.explain import Reference, explain
 from recsys_moe.knock_out import knock_out
@@ -80,9 +81,8 @@ def sampled() -> Sampled:
         CONFIG,
         TRAINING,
         encoder,
-        lambda epoch: encoder.batches(encoded, TRAINING.batch_size, (0, epoch)),
-        steps_per_epoch=-(-kept.num_rows // TRAINING.batch_size),
-        validation=lambda: encoder.batches(validation, 5_000),
+        Loader(encoder, encoded, TRAINING.batch_size, shuffle=0),
+        validation=Loader(encoder, validation, 5_000),
     )
     return Sampled(held_out, Ranker(encoder, fitted.model), fitted)
 
@@ -92,9 +92,9 @@ def test_every_task_is_calibrated_on_rows_that_were_not_sampled(sampled: Sampled
 
 
 def test_without_the_correction_it_would_not_be(sampled: Sampled) -> None:
-    plain = empty_model(
-        Encoder(**vars(sampled.ranker.encoder) | {"config": CONFIG.model_copy(update={"sampled": None})})
-    )
+    encoder = copy(sampled.ranker.encoder)
+    encoder.config = CONFIG.model_copy(update={"sampled": None})
+    plain = empty_model(encoder)
     plain.load_state_dict(sampled.ranker.model.state_dict())
     said = Ranker(sampled.ranker.encoder, plain.eval()).predict(sampled.rows).mean(0)
     assert said[1] > 3 * sampled.base_rates[1]
@@ -112,7 +112,7 @@ def test_the_validation_loss_is_that_of_what_is_served(sampled: Sampled) -> None
 
 def test_knock_outs_start_from_the_loss_of_what_is_served(sampled: Sampled) -> None:
     encoder, model = sampled.ranker.encoder, sampled.ranker.model
-    found = knock_out(model, encoder.batches(encoder.encode(sampled.rows), 5_000))
+    found = knock_out(model, Loader(encoder, encoder.encode(sampled.rows), 5_000).batches())
     expected = [sampled.history.history[-1][f"validation/loss/{task.name}"] for task in TASKS]
     assert found.loss.tolist() == pytest.approx(expected, rel=1e-4)
 

@@ -1,12 +1,6 @@
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from pathlib import Path
+import copy
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +9,13 @@ import torch
 from torch import distributed as dist
 
 from recsys_moe import metrics
-from recsys_moe.batch import Batch
 from recsys_moe.checkpoint import Ranker
-from recsys_moe.config import TrainingConfig
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.routing import routing_report
-from recsys_moe.training import Fitted, fit, rate_share
+from recsys_moe.training import Fitted
 from tests.recsys_moe.conftest import model_config, raw_rows
-
-TRAINING = TrainingConfig(batch_size=256, learning_rate=5e-3, embedding_learning_rate=0.2, device="cpu", threads=1)
+from tests.recsys_moe.training.fitting import TRAINING, changed, fit_on, weighted
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +23,11 @@ def encoder() -> Encoder:
     return Encoder.fit(model_config(), raw_rows(12_000).to_batches())
 
 
-def epochs(encoder: Encoder, rows: pa.Table, training: TrainingConfig) -> Callable[[int], Iterator[Batch]]:
-    encoded = encoder.encode(rows)
-    return lambda epoch: encoder.batches(encoded, training.batch_size, (training.seed, epoch))
-
-
-def fit_on(encoder: Encoder, rows: pa.Table, training: TrainingConfig, **more: object) -> Fitted:
-    steps = -(-rows.num_rows // training.batch_size)
-    return fit(encoder.config, training, encoder, epochs(encoder, rows, training), steps_per_epoch=steps, **more)
-
-
 @pytest.fixture(scope="module")
 def fitted(encoder: Encoder) -> Fitted:
     training = TRAINING.model_copy(update={"epochs": 3})
     held_out = encoder.encode(raw_rows(2_000, seed=1))
-    return fit_on(encoder, raw_rows(12_000), training, validation=lambda: encoder.batches(held_out, 512))
+    return fit_on(encoder, raw_rows(12_000), training, validation=Loader(encoder, held_out, 512))
 
 
 def test_it_learns_tastes_that_differ_in_kind(encoder: Encoder, fitted: Fitted) -> None:
@@ -69,7 +50,7 @@ def test_history_tells_the_epochs(fitted: Fitted) -> None:
 def test_history_tells_how_experts_are_used(encoder: Encoder, fitted: Fitted) -> None:
     held_out = encoder.encode(raw_rows(2_000, seed=1))
     last = {name.removeprefix("validation/experts/"): value for name, value in fitted.history[-1].items()}
-    summary = routing_report(fitted.model, encoder.batches(held_out, 512)).summary()
+    summary = routing_report(fitted.model, Loader(encoder, held_out, 512).batches()).summary()
     assert {name: last[name] for name in summary} == pytest.approx(summary, rel=1e-3)
 
 
@@ -79,7 +60,7 @@ def test_no_process_group_is_left(fitted: Fitted) -> None:
 
 def test_every_expert_works(encoder: Encoder, fitted: Fitted) -> None:
     encoded = encoder.encode(raw_rows(2_000, seed=3))
-    report = routing_report(fitted.model, encoder.batches(encoded, 500))
+    report = routing_report(fitted.model, Loader(encoder, encoded, 500).batches())
     assert report.load.shape == (2, 4)
     assert report.load_by_segment.shape == (4, 2, 4)
     assert report.rows.tolist()[0] == 0
@@ -93,8 +74,7 @@ def test_every_expert_works(encoder: Encoder, fitted: Fitted) -> None:
 
 def test_same_seed_same_weights_to_the_bit_and_another_seed_others(encoder: Encoder) -> None:
     # What is quicker is timed where a training starts, and is not computed to the same last digit.
-    experts = encoder.config.experts.model_copy(update={"dispatch": "sparse"})
-    encoder = Encoder(**vars(encoder) | {"config": encoder.config.model_copy(update={"experts": experts})})
+    encoder = changed(encoder)
     rows = raw_rows(1_500)
     first, again = (fit_on(encoder, rows, TRAINING).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -105,7 +85,7 @@ def test_same_seed_same_weights_to_the_bit_and_another_seed_others(encoder: Enco
 def test_the_plain_body_gives_what_the_sharded_one_gave(encoder: Encoder) -> None:
     rows, training = raw_rows(1_500), TRAINING.model_copy(update={"hide_ids": 0.0, "hide_segments": 0.0})
     held_out = encoder.encode(raw_rows(800, seed=4))
-    fitted = fit_on(encoder, rows, training, validation=lambda: encoder.batches(held_out, 300))
+    fitted = fit_on(encoder, rows, training, validation=Loader(encoder, held_out, 300))
     p = Ranker(encoder, fitted.model).predict(raw_rows(800, seed=4))
     label = np.array(held_out["label_click"])
     assert metrics.log_loss(label, p[:, 0]) == pytest.approx(fitted.history[0]["validation/loss/click"], rel=1e-5)
@@ -121,17 +101,10 @@ def test_on_step_sees_every_step(encoder: Encoder) -> None:
     assert all(np.isfinite(record["loss"]) and record["grad_norm"] > 0 for record in seen)
 
 
-def weighted(rows: pa.Table) -> pa.Table:
-    """Every second row counts five times."""
-    return rows.append_column("row_weight", pa.array(1.0 + 4.0 * (np.arange(rows.num_rows) % 2)))
-
-
 def test_a_row_that_counts_more_is_as_many_rows(encoder: Encoder) -> None:
     """The first step of weighted rows and of repeated ones: the same loss and the same gradient."""
     gates = encoder.config.gates.model_copy(update={"z_loss": 0.0})  # what gates are kept in order by has no weights
-    experts = encoder.config.experts.model_copy(update={"dispatch": "dense"})
-    config = encoder.config.model_copy(update={"gates": gates, "experts": experts})
-    plain = Encoder(**vars(encoder) | {"config": config})
+    plain = changed(encoder, "dense", gates=gates)
     training = TRAINING.model_copy(update={"batch_size": 1_000, "hide_ids": 0.0, "hide_segments": 0.0})
     rows, seen = weighted(raw_rows(200)), []
     times = np.repeat(np.arange(200), np.array(rows["row_weight"]).astype(int))
@@ -141,26 +114,10 @@ def test_a_row_that_counts_more_is_as_many_rows(encoder: Encoder) -> None:
         assert seen[0][name] == pytest.approx(seen[1][name], rel=1e-4)
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(encoder: Encoder) -> None:
-    def poisoned(epoch: int) -> Iterator[Batch]:
-        for position, batch in enumerate(epochs(encoder, raw_rows(1_000), TRAINING)(epoch)):
-            yield replace(batch, dense=batch.dense * float("nan")) if position == 2 else batch
-
-    with pytest.raises(UserError, match="not finite at step 2"):
-        fit(encoder.config, TRAINING, encoder, poisoned, steps_per_epoch=4)
-    assert not dist.is_initialized()
-
-
-def test_a_batch_without_rows_is_said_before_it_reaches_the_weights(encoder: Encoder) -> None:
-    empty = encoder.to_batch(encoder.encode(raw_rows(10)).slice(0, 0))
-    with pytest.raises(UserError, match="step 0 has no rows"):
-        fit(encoder.config, TRAINING, encoder, lambda epoch: iter([empty]), steps_per_epoch=1)
-
-
 def test_a_segments_change_has_the_rank_that_was_asked_for(encoder: Encoder) -> None:
     sizes = encoder.config.experts.model_copy(update={"segment_rank": 3})
-    config = encoder.config.model_copy(update={"experts": sizes})
-    narrow = Encoder(config, encoder.vocabularies, encoder.scalers, encoder.segment_names, encoder.label_means)
+    narrow = copy.copy(encoder)
+    narrow.config = encoder.config.model_copy(update={"experts": sizes})
     changes = fit_on(narrow, raw_rows(2_000), TRAINING).model.experts.segments
     for down, up in zip(changes.down, changes.up, strict=True):
         assert down.shape[-1] == up.shape[1] == 8  # padded
@@ -169,17 +126,7 @@ def test_a_segments_change_has_the_rank_that_was_asked_for(encoder: Encoder) -> 
 
 def test_nothing_to_train_on_is_said(encoder: Encoder) -> None:
     with pytest.raises(UserError, match="nothing to train on"):
-        fit(encoder.config, TRAINING, encoder, lambda epoch: iter(()), steps_per_epoch=0)
-
-
-def test_rates_rise_stay_and_fall() -> None:
-    shares = [rate_share(step, 100, 0.5) for step in range(100)]
-    assert shares[0] == pytest.approx(0.1)
-    assert shares[10:50] == [1.0] * 40
-    assert shares[75] == pytest.approx(0.5)
-    assert shares[99] == pytest.approx(0.02)
-    assert rate_share(120, 100, 0.5) == shares[99]  # told too few steps
-    assert rate_share(99, 100, 0.0) == 1.0
+        fit_on(encoder, raw_rows(10).slice(0, 0), TRAINING)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -188,46 +135,29 @@ def test_cuda_where_there_is_none_is_said(encoder: Encoder) -> None:
         fit_on(encoder, raw_rows(300), TRAINING.model_copy(update={"device": "cuda"}))
 
 
-WORKER = """
-import os, sys
-from pathlib import Path
-from recsys_moe import checkpoint
-from recsys_moe.encoding import Encoder
-from recsys_moe.training import fit
-from tests.recsys_moe.conftest import model_config, raw_rows
-from tests.recsys_moe.test_training import TRAINING, weighted
+def test_early_stopping_counts_validations(encoder: Encoder) -> None:
+    """Rates so high that it overfits: it ends before its epochs do, and says so in its history."""
+    rows, held_out = raw_rows(1_024), encoder.encode(raw_rows(500, seed=1))
+    changes = {"epochs": 30, "embedding_learning_rate": 3.0, "early_stopping": 3, "validations": 2}
+    seen: list[dict[str, float]] = []
+    fitted = fit_on(
+        encoder,
+        rows,
+        TRAINING.model_copy(update=changes),
+        validation=Loader(encoder, held_out, 500),
+        on_validation=seen.append,
+    )
+    losses = [record["validation/loss"] for record in seen]
+    assert [record["step"] for record in seen] == [2 * (n + 1) for n in range(len(seen))]  # of 4 steps an epoch
+    assert len(losses) < 60
+    assert len(losses) - 1 - int(np.argmin(losses)) == 3
+    assert fitted.history[-1]["step"] == seen[-1]["step"]
+    assert fitted.history[-1]["validation/loss"] == losses[-1]
 
-rank, rows = int(os.environ["RANK"]), weighted(raw_rows(3000))
-encoder = Encoder.fit(model_config(), rows.to_batches())
-encoded = encoder.encode(rows)
-mine = lambda e: encoder.batches(encoded, 256, (0, e), rank, 2)
-done = fit(encoder.config, TRAINING, encoder, mine, steps_per_epoch=12)
-checkpoint.save(Path(sys.argv[1]) / str(rank), encoder, done.model)
-print(done.history[0]["loss"])
-"""
 
-
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_two_processes_agree_and_learn_what_one_does(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    environment = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "PYTHONPATH": "."}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", WORKER, str(tmp_path)],
-            env={**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [worker.communicate(timeout=250) for worker in workers]
-    assert [worker.returncode for worker in workers] == [0, 0], outputs
-    weights = [(tmp_path / str(rank) / "weights.safetensors").read_bytes() for rank in range(2)]
-    assert weights[0] == weights[1]
-    rows = weighted(raw_rows(3000))
-    alone = Encoder.fit(model_config(), rows.to_batches())
-    assert float(outputs[0][0]) == pytest.approx(fit_on(alone, rows, TRAINING).history[0]["loss"], rel=0.03)
+@pytest.mark.parametrize("how", ["uncertainty", "gradnorm"])
+def test_learned_weights_of_tasks_are_told(encoder: Encoder, how: str) -> None:
+    seen: list[dict[str, float]] = []
+    fit_on(encoder, raw_rows(1_024), TRAINING.model_copy(update={"loss_weights": how}), on_step=seen.append)
+    assert all(record["weight/click"] > 0 and record["weight/buy"] > 0 for record in seen)
+    assert seen[0]["weight/click"] != seen[-1]["weight/click"]
