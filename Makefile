@@ -1,7 +1,7 @@
 # Few commands, always the same. Each makes the set-up it needs by itself.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test test-all check lock clean
+.PHONY: help setup demo up test test-all check bench-peers lock clean
 
 # Compiled modules are kept: without them every step of the demo compiles torch, mlflow and Airflow anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -11,7 +11,7 @@ BIN := .venv/bin
 ARGS ?=
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make .venv, or bring it up to date (about a minute; PYTHON and TORCH_INDEX choose which)
 	@scripts/setup.sh
@@ -34,6 +34,9 @@ check: setup ## ruff, mypy, the architecture and the lock files
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_requirements.py
 
+bench-peers: setup ## make .venv-peers, with what `python -m benchmarks training` is measured beside
+	@scripts/setup_peers.sh
+
 lock: setup ## compile requirements/*.txt from *.in (UPGRADE=1: to the newest that fit)
 	cd requirements && for name in base dev; do \
 	  ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) \
@@ -41,4 +44,4 @@ lock: setup ## compile requirements/*.txt from *.in (UPGRADE=1: to the newest th
 
 clean: ## remove var/ (tables, runs and models made here) and caches; .venv stays
 	rm -rf var build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -path ./.venv -prune -o -type d -name __pycache__ -exec rm -rf {} +
+	find . -path './.venv*' -prune -o -type d -name __pycache__ -exec rm -rf {} +

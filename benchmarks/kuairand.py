@@ -33,7 +33,7 @@ from pipelines.split import Split
 from pipelines.tables import Tables
 from recsys_moe.checkpoint import Ranker
 from recsys_moe.config import Experts, ModelConfig
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.memory import keep_freed_memory
 from recsys_moe.training import fit
@@ -118,14 +118,9 @@ class Days:
         training = self.config.training.model_copy(update={"seed": seed})
         encoder = Encoder.fit(shape, self.learned.to_batches())
         rows = encoder.encode(self.learned)
+        loader = Loader(encoder, rows, training.batch_size, shuffle=seed, buffer_rows=training.buffer_rows)
         start = time.perf_counter()
-        fitted = fit(
-            shape,
-            training,
-            encoder,
-            lambda epoch: encoder.batches(rows, training.batch_size, shuffle=(seed, epoch)),
-            steps_per_epoch=-(-rows.num_rows // training.batch_size),
-        )
+        fitted = fit(shape, training, encoder, loader)
         seconds = time.perf_counter() - start
         measured = self.held_out.measure(scores_of(Ranker(encoder, fitted.model), self.held_out))
         dense = [p for name, p in fitted.model.named_parameters() if not name.startswith("embeddings.")]

@@ -27,7 +27,7 @@ from benchmarks.intervals import interval
 from benchmarks.segment_world import FEATURES, TASKS, World
 from recsys_moe.checkpoint import Ranker
 from recsys_moe.config import ColumnSegments, ModelConfig, Segments, TrainingConfig
-from recsys_moe.encoding import Encoder
+from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.metrics import auc
 from recsys_moe.presets import with_preset
@@ -96,15 +96,8 @@ def fit_on(config: ModelConfig, rows: pa.Table, seed: int) -> Ranker:
     training = TRAINING.model_copy(update={"seed": seed})
     encoder = Encoder.fit(config, rows.to_batches())
     encoded = encoder.encode(rows)
-    steps = -(-rows.num_rows // training.batch_size)
     start = time.perf_counter()
-    fitted = fit(
-        config,
-        training,
-        encoder,
-        lambda _: encoder.batches(encoded, training.batch_size),
-        steps_per_epoch=steps,
-    )
+    fitted = fit(config, training, encoder, Loader(encoder, encoded, training.batch_size))
     log.info("fitted in %.0f s", time.perf_counter() - start)
     return Ranker(encoder, fitted.model)
 
@@ -126,7 +119,8 @@ def model_aucs(ranker: Ranker, rows: pa.Table) -> dict[str, float]:
 
 def routing_on(ranker: Ranker, rows: pa.Table) -> RoutingReport:
     """Which experts the rows use."""
-    return routing_report(ranker.model, ranker.encoder.batches(ranker.encoder.encode(rows), TRAINING.batch_size))
+    loader = Loader(ranker.encoder, ranker.encoder.encode(rows), TRAINING.batch_size)
+    return routing_report(ranker.model, loader.batches())
 
 
 def multiply_adds(ranker: Ranker, rows: pa.Table) -> float:

@@ -39,8 +39,8 @@ ON_CALL = """
 
 **A task failed?** In its log, the line that begins with `error:` says what is wrong, where, and what would be right.
 Exit code 2 is something to mend in `{path}` or in the delivered file, and is not retried; anything else was retried
-already. Mend it, then *clear* the task: every step replaces its own day, so running it again is safe. Meanwhile
-yesterday's champion scores today's users.
+already. Mend it, then *clear* the task: every step replaces its own day, so running it again is safe, and a training
+goes on from its last checkpoint. Meanwhile yesterday's champion scores today's users.
 
 **By hand:** `recsys-moe {step} --config {path} --as-of DATE`
 
@@ -119,7 +119,7 @@ def ingest_dag(recommender: Scheduled, days: Asset) -> None:
 def train_dag(recommender: Scheduled, days: Asset, decisions: Asset) -> None:
     """Train the newest day, compare, promote. `decided` follows whatever the outcome: the champion still scores."""
     with dag(recommender, "train", "train", PartitionedAssetTimetable(assets=days)):
-        train = step("train", recommender, hours=12, options="--if-due", pool="gpu", retries=1)
+        train = step("train", recommender, hours=12, options="--if-due", pool="gpu")
         evaluate, promote = step("evaluate", recommender, hours=2), step("promote", recommender, hours=1)
 
         @task(trigger_rule="all_done", outlets=[decisions], execution_timeout=timedelta(minutes=5))

@@ -79,20 +79,55 @@ def train(
     if_due: Annotated[
         bool, typer.Option("--if-due", help="Exit 99 if a newer day is ingested already, or there are too few yet.")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume/--no-resume", help="Go on with a training that was killed, or begin anew.")
+    ] = True,
+    processes: Annotated[
+        int, typer.Option("--processes", min=1, help="How many train together on this machine, as one a GPU.")
+    ] = 1,
     debug: Debug = False,
 ) -> None:
     """Train on the days up to --as-of and register the result as a version."""
+    from pipelines.team import Team, launch
 
-    def work() -> dict[str, Any]:
+    def work() -> dict[str, Any] | None:
+        from pipelines.fitting import follow
         from pipelines.train import check_due
         from pipelines.train import train as step
         from recsys_moe.memory import keep_freed_memory
 
         keep_freed_memory()
-        loaded, day = _load(config), _day(as_of)
-        if if_due:
-            check_due(loaded, day)
-        return step(loaded, day)
+        with Team() as team:
+            if team.rank > 0:
+                follow(team)
+                return None
+            loaded, day = _load(config), _day(as_of)
+            if if_due:
+                check_due(loaded, day)
+            return step(loaded, day, resume, team)
+
+    if processes > 1 and "RANK" not in os.environ:
+        _guard(debug, lambda: launch(processes, sys.argv[1:]))
+    _call(debug, work)
+
+
+@app.command()
+def tune(
+    config: Config,
+    as_of: AsOf,
+    trials: Annotated[
+        int | None, typer.Option("--trials", min=1, help="How many in the end; what the YAML says if left out.")
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Search for better settings (the YAML's block `tuning`), a run a trial; called again, it goes on."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.tune import tune as step
+        from recsys_moe.memory import keep_freed_memory
+
+        keep_freed_memory()
+        return step(_load(config), _day(as_of), trials)
 
     _call(debug, work)
 
@@ -263,11 +298,14 @@ def _day(text: str, option: str = "--as-of") -> date:
         raise UserError(f"{option}: {text!r} is no date; write it like 2026-01-31") from None
 
 
-def _call(debug: bool, step: Callable[[], dict[str, Any]]) -> None:
-    """Run a step; its result is the last line of stdout, and the file that the environment names."""
+def _call(debug: bool, step: Callable[[], dict[str, Any] | None]) -> None:
+    """Run a step; its result is the last line of stdout, and the file that the environment names. A process that only
+    helped another has none."""
 
     def work() -> None:
-        result = json.dumps(step(), allow_nan=False)
+        if (found := step()) is None:
+            return
+        result = json.dumps(found, allow_nan=False)
         if path := os.environ.get("RECSYS_MOE_RESULT"):
             Path(path).write_text(result + "\n", encoding="utf-8")
         print(result, flush=True)
@@ -306,10 +344,14 @@ def _set_up_logging() -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("pipelines").setLevel(logging.INFO)
-    for noisy in ("alembic", "torchrec", "mlflow"):
+    for noisy in ("alembic", "torchrec", "mlflow", "optuna"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipelines import figures
 from recsys_moe.checkpoint import Ranker
+from recsys_moe.encoding import Loader
 from recsys_moe.knock_out import KnockOut, knock_out
 from recsys_moe.routing import RoutingReport, routing_report
 
@@ -36,9 +37,9 @@ class ExpertHealth:
     def of(cls, ranker: Ranker, rows: pa.Table) -> ExpertHealth:
         """Measure on raw rows with labels."""
         encoder, encoded = ranker.encoder, ranker.encoder.encode(rows)
-        routing = routing_report(ranker.model, encoder.batches(encoded, _BATCH_ROWS))
+        routing = routing_report(ranker.model, Loader(encoder, encoded, _BATCH_ROWS).batches())
         sample = encoded.take(_drawn(encoded.num_rows))
-        worth = knock_out(ranker.model, encoder.batches(sample, _KNOCK_OUT_BATCH))
+        worth = knock_out(ranker.model, Loader(encoder, sample, _KNOCK_OUT_BATCH).batches())
         return cls(encoder.segment_names, routing, worth)
 
     def numbers(self) -> dict[str, float]:

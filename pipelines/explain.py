@@ -21,7 +21,7 @@ from pipelines.tables import Tables
 from recsys_moe import checkpoint
 from recsys_moe.batch import Batch
 from recsys_moe.checkpoint import Ranker
-from recsys_moe.encoding import canonical
+from recsys_moe.encoding import Loader, canonical
 from recsys_moe.errors import UserError
 from recsys_moe.explain import SEGMENT_FEATURE, Explanation, Reference
 from recsys_moe.explain import explain as explain_rows
@@ -178,7 +178,7 @@ def _reference(tables: Tables, ranker: Ranker, ds: date) -> Reference:
     rows = tables.read_day("examples", ds)
     drawn = np.sort(np.random.default_rng(0).permutation(len(rows))[:REFERENCE_ROWS])
     encoded = ranker.encoder.encode(rows.take(drawn))
-    return Reference.of(ranker.model, ranker.encoder.batches(encoded, REFERENCE_ROWS))
+    return Reference.of(ranker.model, Loader(ranker.encoder, encoded, REFERENCE_ROWS).batches())
 
 
 def _tasks(ranker: Ranker, rows: _Rows, said: Explanation) -> list[dict[str, Any]]:

@@ -14,11 +14,13 @@ _TASK_COLOURS = (BLUE, ORANGE, GREEN, PINK, GREY)
 Metrics = Mapping[str, Mapping[str, float]]
 
 
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of so many inches."""
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 
-def _tidy(axes: Any) -> None:
+def tidy(axes: Any) -> None:
+    """The look that all have: no box, a faint grid behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25)
     axes.set_axisbelow(True)
@@ -26,7 +28,7 @@ def _tidy(axes: Any) -> None:
 
 def training_curve(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mapping[str, float]]) -> Figure:
     """Loss per task: a line over the steps, and a mark at the end of each epoch for the days held out."""
-    figure = _figure(7, 4)
+    figure = new_figure(7, 4)
     axes = figure.subplots()
     names = [name.removeprefix("loss/") for name in epochs[0] if name.startswith("loss/")]
     for name, colour in zip(names, _TASK_COLOURS * len(names), strict=False):
@@ -38,7 +40,7 @@ def training_curve(steps: Sequence[Mapping[str, float]], epochs: Sequence[Mappin
     axes.set_ylim(bottom=0)
     axes.set_xlim(left=0)
     axes.legend(fontsize=8, ncols=2)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -46,7 +48,7 @@ def auc_by_segment(task: str, models: Mapping[str, Metrics], largest: int = 20) 
     """AUC of a task in each of the largest segments, a mark a model: {model: {segment: metrics}}."""
     first = next(iter(models.values()))
     segments = sorted(first, key=lambda name: -first[name]["rows"])[:largest][::-1]
-    figure = _figure(7, 1.4 + 0.32 * len(segments))
+    figure = new_figure(7, 1.4 + 0.32 * len(segments))
     axes = figure.subplots()
     marks = zip(models.items(), _TASK_COLOURS, ("o", "s", "^", "D"), strict=False)
     for (model, of), colour, mark in marks:
@@ -57,13 +59,13 @@ def auc_by_segment(task: str, models: Mapping[str, Metrics], largest: int = 20) 
     axes.set_yticks(np.arange(len(segments)), labels, fontsize=8)
     axes.set(xlabel="AUC", title=f"{task}: AUC by segment, test days")
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16 - 0.4 / (1 + len(segments))), ncols=3)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
 def calibration(labels: Mapping[str, NDArray[Any]], scores: Mapping[str, NDArray[Any]], bins: int = 20) -> Figure:
     """Predicted against observed rate, in bins of equally many rows, a line a task; both axes are logarithmic."""
-    figure = _figure(5.5, 5)
+    figure = new_figure(5.5, 5)
     axes = figure.subplots()
     low = 1.0
     for (task, said), colour in zip(scores.items(), _TASK_COLOURS * len(scores), strict=False):
@@ -79,13 +81,13 @@ def calibration(labels: Mapping[str, NDArray[Any]], scores: Mapping[str, NDArray
     axes.set(xscale="log", yscale="log", xlabel="predicted rate", ylabel="observed rate")
     axes.set(title="Calibration, test days, 20 equal bins")
     axes.legend(fontsize=8)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
 def gate_weights(task: str, segments: Sequence[str], experts: Sequence[str], weights: NDArray[Any]) -> Figure:
     """Mean gate weight of every expert in every segment, for a task: a heat map [segments, experts]."""
-    figure = _figure(3.2 + 0.45 * len(experts), 1.8 + 0.3 * len(segments))
+    figure = new_figure(3.2 + 0.45 * len(experts), 1.8 + 0.3 * len(segments))
     axes = figure.subplots()
     image = axes.imshow(weights, cmap="cividis", vmin=0.0, vmax=max(0.5, float(np.nanmax(weights))), aspect="auto")
     axes.set_xticks(np.arange(len(experts)), experts, rotation=60, ha="right", fontsize=8)
@@ -97,7 +99,7 @@ def gate_weights(task: str, segments: Sequence[str], experts: Sequence[str], wei
 
 def expert_load(tasks: Sequence[str], load: NDArray[Any]) -> Figure:
     """Share of a task's choices that each routed expert got: bars [tasks, experts], a line where all are equal."""
-    figure = _figure(7, 3.5)
+    figure = new_figure(7, 3.5)
     axes = figure.subplots()
     experts, width = load.shape[1], 0.8 / len(tasks)
     for number, (task, colour) in enumerate(zip(tasks, _TASK_COLOURS * len(tasks), strict=False)):
@@ -106,7 +108,7 @@ def expert_load(tasks: Sequence[str], load: NDArray[Any]) -> Figure:
     axes.set_xticks(np.arange(experts) + 0.4 - width / 2, [str(number) for number in range(experts)])
     axes.set(xlabel="routed expert", ylabel="share of choices", title="Load of the routed experts, test days")
     axes.legend(fontsize=8)
-    _tidy(axes)
+    tidy(axes)
     return figure
 
 
@@ -115,7 +117,7 @@ def load_by_segment(tasks: Sequence[str], segments: Sequence[str], load: NDArray
     experts, columns = load.shape[2], min(len(tasks), a_row)
     rows = -(-len(tasks) // columns)
     width, every = min(0.27 * experts + 0.5, 14), -(-experts // 32)
-    figure = _figure(2.6 + width * columns, 1.1 + rows * (0.6 + 0.26 * len(segments)))
+    figure = new_figure(2.6 + width * columns, 1.1 + rows * (0.6 + 0.26 * len(segments)))
     panels = figure.subplots(rows, columns, squeeze=False, sharey=True).flatten()
     highest = max(2 / experts, float(np.nanmax(load)))
     for number, (task, axes) in enumerate(zip(tasks, panels, strict=False)):
@@ -148,7 +150,7 @@ def knock_out(tasks: Sequence[str], experts: Sequence[str], rise: NDArray[Any], 
     change = np.abs(np.nan_to_num(rise))
     of_most = (change / np.maximum(change.max(0), 1e-12)).max(1)
     shown = np.sort(np.argsort(-of_most, kind="stable")[:most])
-    figure = _figure(1.6 + 2.8 * len(tasks), 1.3 + 0.21 * len(shown))
+    figure = new_figure(1.6 + 2.8 * len(tasks), 1.3 + 0.21 * len(shown))
     panels = figure.subplots(1, len(tasks), squeeze=False, sharey=True)[0]
     for task, axes, values, colour in zip(tasks, panels, rise[shown].T, _TASK_COLOURS * len(tasks), strict=False):
         decimals = _decimals(np.nanmax(np.abs(values), initial=0))
@@ -165,7 +167,7 @@ def knock_out(tasks: Sequence[str], experts: Sequence[str], rise: NDArray[Any], 
         axes.locator_params(axis="x", nbins=4)
         axes.tick_params(labelsize=8)
         axes.set_title(task, fontsize=10)
-        _tidy(axes)
+        tidy(axes)
         axes.grid(visible=False, axis="y")
     panels[0].set_yticks(np.arange(len(shown)), [experts[place] for place in shown], fontsize=8)
     panels[0].invert_yaxis()

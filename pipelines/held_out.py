@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pipelines.config import Recommender
 from pipelines.simulate import truth_path
-from pipelines.split import Split
+from pipelines.split import Part, Split
 from pipelines.tables import Tables
 from recsys_moe import metrics
 
@@ -29,7 +29,7 @@ _SEGMENT_METRICS = ("auc", "gauc", "log_loss", "calibration")
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The test rows of a training for one day.
+    """The test rows of a training for one day, or those of its validation days.
 
     Attributes:
         split: what was trained on and what was not.
@@ -45,9 +45,9 @@ class HeldOut:
     users: NDArray[Any]
 
     @classmethod
-    def of(cls, config: Recommender, tables: Tables, split: Split) -> HeldOut:
-        """Read the test rows into memory."""
-        table = pa.concat_tables(split.rows(tables, "test"), promote_options="permissive")
+    def of(cls, config: Recommender, tables: Tables, split: Split, part: Part = "test") -> HeldOut:
+        """Read the rows into memory."""
+        table = pa.concat_tables(split.rows(tables, part), promote_options="permissive")
         users = table.column(config.columns.user).to_pandas().astype("category").cat.codes.to_numpy()
         return cls(config, split, table, _labels(config, table), users)
 

@@ -44,7 +44,7 @@ def maintain(config: Recommender, dry_run: bool = False) -> dict[str, Any]:
         done = care(tables.place(name), _wanted(config, name, named.get(name, frozenset())), dry_run)
         result[name] = asdict(done)
         log.info("%s: %d days removed, %d files (%d bytes) deleted", name, *_told(result[name]))
-    return {"step": "maintain", "dry_run": dry_run, "tables": result, "scratch": _clear_scratch(config, dry_run)}
+    return {"step": "maintain", "dry_run": dry_run, "tables": result, "scratch": clear_scratch(config, dry_run)}
 
 
 def named_versions(registry: Registry) -> dict[str, frozenset[int]]:
@@ -60,6 +60,13 @@ def scratch_folders(config: Recommender) -> Iterator[Path]:
     """The folders that steps keep while they work, and leave behind only if they are killed."""
     for pattern in ("scratch/*", "staged/*"):
         yield from sorted(path for path in config.workspace.glob(pattern) if not path.is_symlink())
+
+
+def clear_scratch(config: Recommender, dry_run: bool = False) -> dict[str, int]:
+    """Remove scratch that no process has written to for days. Returns how many were `removed`, and their `bytes`."""
+    before = time.time() - _SCRATCH_DAYS * 86400
+    old = [path for path in scratch_folders(config) if _last_written(path) < before]
+    return {"removed": len(old), "bytes": sum(_bytes(path) if dry_run else remove(path) for path in old)}
 
 
 def remove(path: Path) -> int:
@@ -80,13 +87,6 @@ def _wanted(config: Recommender, name: TableName, versions: frozenset[int]) -> W
 
 def _told(counts: dict[str, Any]) -> tuple[int, int, int]:
     return counts["days_removed"], counts["files_deleted"], counts["bytes_deleted"]
-
-
-def _clear_scratch(config: Recommender, dry_run: bool) -> dict[str, int]:
-    """Remove what no process has written to for days."""
-    before = time.time() - _SCRATCH_DAYS * 86400
-    old = [path for path in scratch_folders(config) if _last_written(path) < before]
-    return {"removed": len(old), "bytes": sum(_bytes(path) if dry_run else remove(path) for path in old)}
 
 
 def _last_written(path: Path) -> float:

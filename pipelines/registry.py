@@ -8,13 +8,14 @@ import os
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 # Before mlflow: it would otherwise report usage to its makers, and put lines and bars of its own between ours.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -126,6 +127,57 @@ class Registry:
         ) as active:
             yield Run(self.client, active.info.run_id)
 
+    @contextmanager
+    def training(self, title: str, tags: Mapping[str, str], resume: bool) -> Iterator[Run]:
+        """The run that a killed or failed training of this fingerprint left, gone on with if `resume`; or a new one.
+
+        Others of this fingerprint are ended: nobody works at them any more.
+        """
+        same = f"tags.fingerprint = '{tags['fingerprint']}' and attributes.status != 'FINISHED'"
+        left = self.client.search_runs([self.experiment_id], same, order_by=["attributes.start_time DESC"])
+        for other in left[1:] if resume else left:
+            if other.info.status == "RUNNING":
+                self.end_as_killed(other.info.run_id)
+        if not (resume and left):
+            with self.run(title, tags) as run:
+                yield run
+            return
+        with mlflow.start_run(run_id=left[0].info.run_id, tags=dict(tags), log_system_metrics=True) as active:
+            yield Run(self.client, active.info.run_id)
+
+    @contextmanager
+    def study(self, title: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+        """The run of the search called `name`, gone on with where there is one; its trials lie below it."""
+        found = self.client.search_runs([self.experiment_id], f"tags.study = '{name}'", max_results=1)
+        if not found:
+            with self.run(title, {**tags, "study": name}) as run:
+                yield run
+            return
+        with mlflow.start_run(run_id=found[0].info.run_id, log_system_metrics=True) as active:
+            yield Run(self.client, active.info.run_id)
+
+    @contextmanager
+    def trial(self, title: str, number: int) -> Iterator[Run]:
+        """A new run below that of the search, which must be the active one."""
+        tags = {"trial": str(number)}
+        with mlflow.start_run(experiment_id=self.experiment_id, run_name=title, nested=True, tags=tags) as active:
+            yield Run(self.client, active.info.run_id)
+
+    def trials(self, study: Run, but: Collection[int] = ()) -> list[str]:
+        """The ids of the runs below a search's that were not killed, oldest first, `but` those of some trials."""
+        below = f"tags.`mlflow.parentRunId` = '{study.run_id}' and attributes.status != 'KILLED'"
+        runs = self.client.search_runs([self.experiment_id], below, order_by=["attributes.start_time ASC"])
+        return [str(run.info.run_id) for run in runs if int(run.data.tags["trial"]) not in but]
+
+    def compare_address(self, study: Run) -> str:
+        """Where the MLflow UI compares the runs below that of a search: the part of the address after the server's."""
+        runs, experiments = json.dumps(self.trials(study)), json.dumps([self.experiment_id])
+        return f"#/compare-runs?{urlencode({'runs': runs, 'experiments': experiments})}"
+
+    def end_as_killed(self, run_id: str) -> None:
+        """Say of a run that its process did not end it."""
+        self.client.set_terminated(run_id, status="KILLED")
+
     def open_run(self, run_id: str) -> Run:
         """A run that has ended, to add to."""
         return Run(self.client, run_id)
@@ -139,6 +191,8 @@ class Registry:
             example: a few rows as the model reads them.
             predictions: what it answers to them, by task.
         """
+        if (version := self._version_of(run.run_id)) is not None:
+            return version  # of a process that was killed right after
         frame = example.to_pandas()
         mlflow.pyfunc.log_model(
             name="model",
@@ -189,6 +243,13 @@ class Registry:
         tags = self.client.get_run(run_id).data.tags
         as_of, through = date.fromisoformat(tags["as_of"]), date.fromisoformat(tags["trained_through"])
         return Version(number, run_id, as_of, through)
+
+    def started_from(self, version: Version) -> Version | None:
+        """The version whose weights another began from; None where there was none, or it is gone."""
+        number = self.client.get_run(version.run_id).data.tags.get("started_from")
+        with suppress(UserError):
+            return self.version(int(number)) if number else None
+        return None
 
     def trainings(self) -> list[Training]:
         """All runs that are not deleted, and those of registered models in any case; oldest first."""
@@ -255,9 +316,20 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self._client, self.run_id = client, run_id
 
+    def tags(self, values: Mapping[str, str]) -> None:
+        """What it is found by and told apart by."""
+        for key, value in values.items():
+            self._client.set_tag(self.run_id, key, value)
+
+    def description(self, markdown: str) -> None:
+        """What its page begins with."""
+        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
+
     def params(self, values: Mapping[str, object]) -> None:
         """Settings worth comparing; what the run has already is left as it is."""
-        self._client.log_batch(self.run_id, params=[Param(key, str(value)[:6000]) for key, value in values.items()])
+        known = self._client.get_run(self.run_id).data.params
+        new = [Param(key, str(value)[:6000]) for key, value in values.items() if key not in known]
+        self._client.log_batch(self.run_id, params=new)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at a step; what is not a number (an AUC of one class, say) is left out."""
@@ -265,6 +337,10 @@ class Run:
         kept = [Metric(key, float(value), now, step) for key, value in values.items() if value == value]
         for start in range(0, len(kept), 1000):
             self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
+
+    def history(self, name: str) -> dict[int, float]:
+        """The values of a metric, by step."""
+        return {point.step: point.value for point in self._client.get_metric_history(self.run_id, name)}
 
     def inputs(self, tables: Mapping[str, tuple[str, int]]) -> None:
         """The tables, at their versions, that the run learned from. The run must be the active one."""

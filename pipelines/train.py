@@ -6,35 +6,37 @@ import hashlib
 import json
 import logging
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines import figures, labels, leaks
+from pipelines import figures, labels, leaks, warm_start
 from pipelines.catalog import model_config
 from pipelines.config import Recommender
 from pipelines.errors import NotDueError
+from pipelines.fitting import Encoded, Job, curve, lead
 from pipelines.prepare import sides_of
-from pipelines.progress import Progress
 from pipelines.registry import Registry, Run, Version
-from pipelines.split import Split, days_needed
+from pipelines.scratch import made_once, scratch_of
+from pipelines.split import Part, Split, days_needed
 from pipelines.tables import Tables
+from pipelines.team import Team
+from pipelines.warm_start import Start
 from recsys_moe import checkpoint
-from recsys_moe.config import ModelConfig, TrainingConfig
+from recsys_moe.config import ModelConfig
 from recsys_moe.encoding import Encoder
-from recsys_moe.training import Fitted, fit
+from recsys_moe.training import Fitted
+from recsys_moe.training.state import NOT_DECISIVE
 
 log = logging.getLogger(__name__)
 
-_LOG_EVERY = 10
-"""Steps that make one point of the training curve, their mean."""
-_RECIPE = 2
+_RECIPE = 3
 """Raised when the same config and data would give another model: finished runs of before are then not taken."""
+_BOTH: tuple[Part, ...] = ("train", "validation")
 
 
 def check_due(config: Recommender, as_of: date) -> None:
@@ -50,22 +52,55 @@ def check_due(config: Recommender, as_of: date) -> None:
         raise NotDueError(f"{as_of}: {len(known)} days are prepared and have labels, training starts at {needed}")
 
 
-def train(config: Recommender, as_of: date) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Plan:
+    """What is trained: a model's shape, on which examples, and from where on."""
+
+    config: Recommender
+    shape: ModelConfig
+    tables: Tables
+    split: Split
+    start: Start
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the result: the model, its training, which examples of the days, and these."""
+        config, split, start = self.config, self.split, self.start.version
+        parts = [
+            str(_RECIPE),
+            self.shape.model_dump_json(),
+            config.training.model_dump_json(exclude=NOT_DECISIVE),
+            config.evaluation.split.model_dump_json(),
+            str(config.sampling.keep_negatives),
+            str(config.evaluation.refit),
+            str(split.as_of),
+            str(split.days),
+            self.tables.fingerprint("examples", split.days),
+            f"from {start.run_id}" if start else "from nothing",
+        ]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def train(config: Recommender, as_of: date, resume: bool = True, team: Team | None = None) -> dict[str, Any]:
     """Train for the days up to `as_of` and register the result; a run that finished before is not repeated.
+
+    A training that was killed, or failed, is gone on with where it left off, unless `resume` is false. The other
+    processes of the `team` must be at `fitting.follow`.
 
     Raises:
         UserError: too few days are prepared, or the data do not fit the YAML.
+        TryAgainError: another process is at the same training.
     """
-    tables = Tables(config.storage)
+    tables, registry = Tables(config.storage), Registry(config)
     split = Split.of(config, tables.days("examples"), as_of)
     shape = model_config(config, sides_of(config, tables))
     warnings = leaks.check(config, tables, split)
-    fingerprint = _fingerprint(shape, config, tables, split)
-    registry = Registry(config)
-    version = registry.finished(fingerprint)
-    repeated = version is not None
-    if version is None:
-        version = _train_anew(config, shape, tables, split, registry, fingerprint)
+    plan = Plan(config, shape, tables, split, warm_start.start_of(config, registry, split))
+    with scratch_of(config, plan.fingerprint, resume) as scratch:
+        version = registry.finished(plan.fingerprint)
+        repeated = version is not None
+        if version is None:
+            version = _train(plan, registry, scratch, resume, team or Team())
     registry.describe(version, {"leaks": " | ".join(warnings)[:4000]} if warnings else {})
     return {
         "step": "train",
@@ -79,98 +114,91 @@ def train(config: Recommender, as_of: date) -> dict[str, Any]:
     }
 
 
-def _train_anew(
-    config: Recommender, shape: ModelConfig, tables: Tables, split: Split, registry: Registry, fingerprint: str
-) -> Version:
-    as_of, test_days = split.as_of, split.days_of("test")
-    learned = split.days_of("train", "validation") if config.evaluation.refit else split.days_of("train")
-    tags = {
-        "as_of": as_of.isoformat(),
-        "trained_through": learned[-1].isoformat(),
-        "test_days": ",".join(day.isoformat() for day in test_days),
-        "fingerprint": fingerprint,
-    }
-    with registry.run(f"{config.name} {as_of}", tags) as run, _scratch(config) as scratch:
-        run.params(_params(config))
-        run.text(json.dumps(config.model_dump(mode="json"), indent=2), "config.json")
-        versions = {"examples": tables.version("examples")}
-        run.inputs({name: (tables.path("examples"), number) for name, number in versions.items() if number is not None})
-        encoder, fitted = _choose_and_fit(config, shape, tables, split, scratch, run)
+def _train(plan: Plan, registry: Registry, scratch: Path, resume: bool, team: Team) -> Version:
+    start, champion = warm_start.checked(plan.start, registry, plan.shape)
+    with registry.training(f"{plan.config.name} {plan.split.as_of}", _tags(plan, start), resume) as run:
+        _describe(run, plan)
+        encoder, fitted = _choose_and_fit(_Work(plan, start, champion, registry, scratch, run, team))
         folder = scratch / "checkpoint"
-        checkpoint.save(folder, encoder, fitted.model)
+        checkpoint.save(folder, encoder, fitted.model, fitted.table_sums)
         ranker = checkpoint.load(folder)
-        example = next(split.rows(tables, "train")).slice(0, 5).select(shape.columns)
-        answers = ranker.predict(example)
-        return registry.register(run, folder, example, {task.name: answers[:, t] for t, task in enumerate(shape.tasks)})
+        example = next(plan.split.rows(plan.tables, "train")).slice(0, 5).select(plan.shape.columns)
+        answers, tasks = ranker.predict(example), plan.shape.tasks
+        return registry.register(run, folder, example, {task.name: answers[:, t] for t, task in enumerate(tasks)})
 
 
-def _choose_and_fit(
-    config: Recommender, shape: ModelConfig, tables: Tables, split: Split, scratch: Path, run: Run
-) -> tuple[Encoder, Fitted]:
-    """Fit on the training window to find the best epoch, then on train + validation for as many epochs."""
-    training = config.training
-    encoder = Encoder.fit(shape, _batches(split.rows_to_learn(tables, "train")))
-    rows = _encoded(encoder, split.rows_to_learn(tables, "train"), scratch / "train.arrow")
-    held_out = _encoded(encoder, split.rows(tables, "validation"), scratch / "validation.arrow")
-    has_validation = held_out.num_rows > 0
-    steps: list[dict[str, float]] = []
-    chosen = _fit(shape, training, encoder, rows, held_out if has_validation else None, run, "choose", steps)
-    run.picture(figures.training_curve(steps, chosen.history), "pictures/training.png")
-    best = chosen.best_epoch
-    run.metrics({"best_epoch": best, "rows/train": rows.num_rows, "rows/validation": held_out.num_rows})
-    refit = config.evaluation.refit and has_validation
-    if not refit and best == training.epochs:
-        return encoder, chosen
-    if refit:
-        encoder = Encoder.fit(shape, _batches(split.rows_to_learn(tables, "train", "validation")))
-        rows = _encoded(encoder, split.rows_to_learn(tables, "train", "validation"), scratch / "refit.arrow")
-    again = training.model_copy(update={"epochs": best})
-    return encoder, _fit(shape, again, encoder, rows, None, run, "refit", [])
+def _choose_and_fit(work: _Work) -> tuple[Encoder, Fitted]:
+    """Fit on the training days to find the best epoch, then on those and the validation days for as many epochs.
+
+    A warm start that knows all training days has nothing to choose by; it makes as many epochs as its start did.
+    """
+    config = work.plan.config
+    if not work.new_days.days_of("train"):
+        return work.fit("refit", work.encoded("both", _BOTH), work.epochs_of_start())
+    train_days = work.encoded("train", ("train",), ("validation",))
+    encoder, chosen = work.fit("choose", train_days, config.training.epochs)
+    best, held_out = chosen.best_epoch, train_days.held_out.num_rows
+    points = curve(work.run, "choose", [f"loss/{task.name}" for task in config.tasks])
+    work.run.picture(figures.training_curve(points, chosen.history), "pictures/training.png")
+    work.run.metrics({"best_epoch": best, "rows/train": train_days.train.num_rows, "rows/validation": held_out})
+    if config.evaluation.refit and held_out:
+        return work.fit("refit", work.encoded("both", _BOTH), best)
+    return (encoder, chosen) if best == config.training.epochs else work.fit("refit", train_days, best)
 
 
-def _fit(
-    shape: ModelConfig,
-    training: TrainingConfig,
-    encoder: Encoder,
-    rows: pa.Table,
-    held_out: pa.Table | None,
-    run: Run,
-    phase: str,
-    curve: list[dict[str, float]],
-) -> Fitted:
-    """Fit, with progress for a person and metrics for the run; the points of the training curve go to `curve`."""
-    steps = -(-rows.num_rows // training.batch_size)
-    title = f"{phase}: {rows.num_rows} rows, {training.epochs} epochs"
-    with Progress(title, steps * training.epochs, "steps") as progress:
-        since: list[dict[str, float]] = []
+@dataclass(frozen=True)
+class _Work:
+    """A training at work: what it is, where its files lie, and who is told."""
 
-        def on_step(record: dict[str, float]) -> None:
-            progress.advance(1, f"loss {record['loss']:.4f}")
-            since.append(record)
-            if len(since) == _LOG_EVERY:
-                point = {name: sum(r[name] for r in since) / len(since) for name in record if name.startswith("loss")}
-                since.clear()
-                curve.append({"step": record["step"], **point})
-                run.metrics({f"{phase}/{name}": value for name, value in point.items()}, int(record["step"]))
+    plan: Plan
+    start: Start
+    champion: Path | None
+    registry: Registry
+    scratch: Path
+    run: Run
+    team: Team
 
-        def on_epoch(record: dict[str, float]) -> None:
-            numbers = {f"{phase}/epoch/{name}": v for name, v in record.items() if name not in ("epoch", "step")}
-            run.metrics(numbers, int(record["epoch"]))
+    @property
+    def new_days(self) -> Split:
+        """What is learned from: the days that the start does not know."""
+        return self.start.rows_of(self.plan.split)
 
-        def batches(epoch: int) -> Iterator[Any]:
-            return encoder.batches(rows, training.batch_size, shuffle=(training.seed, epoch))
+    def encoded(self, name: str, learn: Sequence[Part], held_out: Sequence[Part] = ()) -> Encoded:
+        """Rows of some parts. The encoder looks at the whole window, also where only its new days are learned from:
+        what is frequent, and what is usual of a number, does not change from one day to the next."""
+        tables, split, new = self.plan.tables, self.plan.split, self.new_days
 
-        validation = (lambda: encoder.batches(held_out, training.batch_size)) if held_out is not None else None
-        return fit(
-            shape,
-            training,
-            encoder,
-            batches,
-            steps_per_epoch=steps,
-            validation=validation,
-            on_step=on_step,
-            on_epoch=on_epoch,
-        )
+        def encoder() -> Encoder:
+            previous = Encoder.load(self.champion) if self.champion else None
+            return Encoder.fit(self.plan.shape, _batches(split.rows_to_learn(tables, *learn)), previous)
+
+        judged = new.rows(tables, *held_out) if held_out else ()
+        return Encoded.once(self.scratch / name, encoder, new.rows_to_learn(tables, *learn), judged)
+
+    def fit(self, phase: str, encoded: Encoded, epochs: int) -> tuple[Encoder, Fitted]:
+        """Fit, or go on with it, with all processes of the team."""
+        training = self.plan.config.training.model_copy(update={"epochs": epochs})
+        job = Job(rows=encoded.folder, state=self.scratch / f"{phase}-state", training=training, start=self._start())
+        return encoded.encoder, lead(job, phase, self.run, self.team)
+
+    def epochs_of_start(self) -> int:
+        """How often the start was shown each row, as far as the YAML still allows it: so often are the new ones."""
+        assert self.start.version is not None
+        known = self.registry.open_run(self.start.version.run_id).history("best_epoch")
+        epochs = min(int(known[0]), self.plan.config.training.epochs)
+        self.run.metrics({"best_epoch": epochs})
+        return epochs
+
+    def _start(self) -> Path | None:
+        """The champion's checkpoint, where all processes see it."""
+        champion = self.champion
+        if champion is None:
+            return None
+
+        def copy(folder: Path) -> None:
+            shutil.copytree(champion, folder, dirs_exist_ok=True)
+
+        return made_once(self.scratch / "start", copy)
 
 
 def _batches(days: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
@@ -178,40 +206,24 @@ def _batches(days: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
         yield from day.to_batches()
 
 
-def _encoded(encoder: Encoder, days: Iterable[pa.Table], path: Path) -> pa.Table:
-    """Encode once into a file, and give it back memory-mapped."""
-    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, encoder.schema) as writer:
-        for day in days:
-            writer.write_table(encoder.encode(day))
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+def _tags(plan: Plan, start: Start) -> dict[str, str]:
+    tags = {
+        "as_of": plan.split.as_of.isoformat(),
+        "trained_through": warm_start.learned_days(plan.config, plan.split)[-1].isoformat(),
+        "test_days": ",".join(day.isoformat() for day in plan.split.days_of("test")),
+        "fingerprint": plan.fingerprint,
+        "warm_start": start.words,
+    }
+    return tags | ({"started_from": str(start.version.number)} if start.version else {})
 
 
-@contextmanager
-def _scratch(config: Recommender) -> Iterator[Path]:
-    """A folder under the storage for what is only needed while training."""
-    root = config.workspace / "scratch"
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix="train-", dir=root))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _fingerprint(shape: ModelConfig, config: Recommender, tables: Tables, split: Split) -> str:
-    """A digest of all that decides the result: the model, its training, which examples of the days, and these."""
-    parts = [
-        str(_RECIPE),
-        shape.model_dump_json(),
-        config.training.model_dump_json(),
-        config.evaluation.split.model_dump_json(),
-        str(config.sampling.keep_negatives),
-        str(config.evaluation.refit),
-        str(split.as_of),
-        str(split.days),
-        tables.fingerprint("examples", split.days),
-    ]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def _describe(run: Run, plan: Plan) -> None:
+    """What the run is of: settings, the whole config, and the tables at their versions."""
+    run.params(_params(plan.config))
+    run.text(json.dumps(plan.config.model_dump(mode="json"), indent=2), "config.json")
+    version = plan.tables.version("examples")
+    if version is not None:
+        run.inputs({"examples": (plan.tables.path("examples"), version)})
 
 
 def _params(config: Recommender) -> dict[str, object]:

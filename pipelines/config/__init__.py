@@ -43,6 +43,7 @@ from pipelines.config.steps import (
     Simulation,
     TimeSplit,
 )
+from pipelines.config.tuning import Setting, Tuning, Value
 
 __all__ = [
     "DERIVED_COLUMNS",
@@ -70,12 +71,15 @@ __all__ = [
     "Sampling",
     "Schedule",
     "Scoring",
+    "Setting",
     "Simulation",
     "Source",
     "Sources",
     "TaskSource",
     "TimeSplit",
     "Timestamp",
+    "Tuning",
+    "Value",
     "Volume",
     "feature_columns",
     "history_feature",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -13,6 +13,7 @@ from pipelines.config.data import Columns, Features, TaskSource, history_feature
 from pipelines.config.segments import WrittenSegments
 from pipelines.config.sources import Name, Sources
 from pipelines.config.steps import Evaluation, ModelShape, Schedule, Scoring, Simulation
+from pipelines.config.tuning import Tuning, Value, check_paths, value_at, with_values
 from recsys_moe.config import BehaviouralSegments, Frozen, Segments, TrainingConfig
 
 RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight", "removed")
@@ -38,6 +39,7 @@ class Recommender(Frozen):
     sampling: Sampling = Sampling()
     model: ModelShape = ModelShape()
     training: TrainingConfig = TrainingConfig()
+    tuning: Tuning | None = None
     evaluation: Evaluation = Evaluation()
     scoring: Scoring = Scoring()
     schedule: Schedule | None = None
@@ -63,6 +65,8 @@ class Recommender(Frozen):
         _check_columns(self)
         _check_names(self)
         _check_experts(self)
+        _check_warm_start(self)
+        _check_tuning(self)
         return self
 
     @property
@@ -80,6 +84,30 @@ class Recommender(Frozen):
     def primary_task(self) -> str:
         """The task that promotion looks at: the gate's, or the first."""
         return self.evaluation.gate.task or self.tasks[0].name
+
+    def tuned(self, values: Mapping[str, Value]) -> Self:
+        """The same recommender with other values at some paths below `model` and `training`.
+
+        Raises:
+            ValueError: a value is not possible, by itself or beside the others.
+        """
+        changed = self.model_copy(update=with_values(self._tunable, values))
+        _check_experts(changed)
+        return changed
+
+    def setting(self, path: str) -> Any:
+        """What stands at a path below `model` or `training`."""
+        return value_at(self._tunable, path)
+
+    def takes_whole_numbers(self, path: str) -> bool:
+        """Whether the setting at a path that `tuning` searches is a whole number."""
+        assert self.tuning is not None
+        possible = next(self.tuning.combinations(path.partition(".")[0]))
+        return isinstance(self.tuned(possible).setting(path), int)
+
+    @property
+    def _tunable(self) -> dict[str, ModelShape | TrainingConfig]:
+        return {"model": self.model, "training": self.training}
 
     @property
     def score_weights(self) -> dict[str, float]:
@@ -136,6 +164,34 @@ def _check_experts(config: Recommender) -> None:
         raise ValueError(
             "model.experts: per_segment needs shared >= 1, since a segment's expert is a change of a shared one"
         )
+
+
+def _check_warm_start(config: Recommender) -> None:
+    if config.training.warm_start and config.evaluation.split.by != "time":
+        raise ValueError(
+            "training.warm_start: needs evaluation.split.by: time, as it learns from the days that its start does not "
+            f"know; with {config.evaluation.split.by} these are not told apart"
+        )
+
+
+def _check_tuning(config: Recommender) -> None:
+    """Every value that a trial may get is tried before anything runs."""
+    tuning = config.tuning
+    if tuning is None:
+        return
+    check_paths(tuning.search, {"model": config.model, "training": config.training})
+    for block in ("model", "training"):
+        for values in tuning.combinations(block):
+            config.tuned(values)
+    for path, setting in tuning.search.items():
+        if setting.step is not None and setting.step % 1 and config.takes_whole_numbers(path):
+            raise ValueError(f"tuning.search.{path}: the setting is a whole number, so its step is no {setting.step:g}")
+    kinds = {task.name: task.kind for task in config.tasks}
+    judged = tuning.task or config.primary_task
+    if tuning.task is not None and tuning.task not in kinds:
+        raise ValueError(f"tuning.task: {tuning.task!r} is no task; there is {[*kinds]}")
+    if tuning.higher_is_better and kinds.get(judged) == "regression":
+        raise ValueError(f"tuning.metric: {tuning.metric} is for a binary task, and {judged!r} is a regression")
 
 
 def _check_columns(config: Recommender) -> None:

@@ -1,0 +1,76 @@
+"""The folder of one training: kept where it is killed or fails, so that the next try goes on from there."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
+from pipelines.maintain import clear_scratch
+
+_LOCK = "lock"
+
+
+@contextmanager
+def scratch_of(config: Recommender, fingerprint: str, resume: bool) -> Iterator[Path]:
+    """The folder of the training of this fingerprint, for this process alone; removed when the block succeeds.
+
+    Without `resume` it is empty. Scratch of others that nobody has written to for days is removed.
+
+    Raises:
+        TryAgainError: another process is at the same training.
+    """
+    folder = config.workspace / "scratch" / f"train-{fingerprint}"
+    with _locked(folder / _LOCK):
+        clear_scratch(config)
+        if not resume:
+            for path in [path for path in folder.iterdir() if path.name != _LOCK]:
+                shutil.rmtree(path)
+        yield folder
+        shutil.rmtree(folder)
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder with what `make` writes; where it stands, it was finished before, and is taken as it is."""
+    if not folder.exists():
+        unfinished = folder.with_name(f".{folder.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir()
+        make(unfinished)
+        unfinished.rename(folder)
+    return folder
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, however it ends."""
+    while (file := _try_to_lock(path)) is None:
+        pass
+    with file:
+        yield
+
+
+def _try_to_lock(path: Path) -> IO[str] | None:
+    """The locked file, open; None where the process that held it has removed the folder meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileNotFoundError):
+        file = path.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(path, file):
+                return file
+        except BlockingIOError:
+            file.close()
+            raise TryAgainError(f"{path.parent}: another process is at this very training; wait for it") from None
+        file.close()
+    return None
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())

@@ -1,0 +1,51 @@
+"""What a fit tells its run: points of a curve, and after a resume none of them twice."""
+
+from __future__ import annotations
+
+import pytest
+
+from pipelines.fitting import _Reports, curve
+from pipelines.progress import Progress
+from pipelines.registry import Registry, Run
+from tests.pipelines.conftest import Tiny
+
+
+@pytest.fixture
+def run(tiny: Tiny, store: str, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    registry = Registry(tiny(name="told"))
+    return registry.open_run(registry.client.create_run(registry.experiment_id).info.run_id)
+
+
+def tell(run: Run, steps: range) -> None:
+    """A process that makes some steps of 25 an epoch, and validates at its end."""
+    with Progress("choose", 50, "steps") as progress:
+        reports = _Reports(run, "choose", progress)
+        for step in steps:
+            reports.step({"step": step, "epoch": step // 25, "loss": step, "loss/click": 2 * step, "rows": 16})
+            if step % 25 == 0:
+                reports.validation({"step": step, "epoch": step // 25 - 1, "validation/loss": step})
+                reports.epoch({"step": step, "epoch": step // 25 - 1, "loss": 0.5, "validation/loss": step})
+        assert progress.done == steps[-1]
+
+
+def test_a_point_is_the_mean_of_ten_steps(run: Run) -> None:
+    tell(run, range(1, 51))
+    points = curve(run, "choose", ["loss", "loss/click"])
+    assert points[:2] == [{"step": 10, "loss": 5.5, "loss/click": 11.0}, {"step": 20, "loss": 15.5, "loss/click": 31.0}]
+    assert [point["step"] for point in points] == [10, 20, 30, 40, 50]
+    assert run.history("choose/validation/loss") == {25: 25.0, 50: 50.0}
+    assert run.history("choose/epoch/validation/loss") == {0: 25.0, 1: 50.0}
+    assert run.history("choose/rows") == {}
+
+
+def test_what_was_told_before_a_kill_is_not_told_again(run: Run) -> None:
+    tell(run, range(1, 45))
+    before = curve(run, "choose", ["loss"])
+    tell(run, range(18, 51))  # from a checkpoint after step 17
+    after = curve(run, "choose", ["loss"])
+    assert after[:4] == before
+    assert [point["step"] for point in after[4:]] == [50]
+    histories = ("choose/loss", "choose/validation/loss", "choose/epoch/loss")
+    counted = [len(run._client.get_metric_history(run.run_id, name)) for name in histories]
+    assert counted == [5, 2, 2]

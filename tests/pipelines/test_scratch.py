@@ -1,0 +1,108 @@
+"""The folder of a training: whose it is, when it stays and when it goes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
+from pipelines.scratch import made_once, scratch_of
+
+
+@pytest.fixture
+def config(tiny: Callable[..., Recommender]) -> Recommender:
+    return tiny()
+
+
+def fail_in(config: Recommender, fingerprint: str = "abc") -> Path:
+    """A training that writes something and fails."""
+    with suppress(ZeroDivisionError), scratch_of(config, fingerprint, resume=True) as folder:
+        (folder / "state").mkdir()
+        raise ZeroDivisionError
+    return folder
+
+
+def is_taken(config: Recommender, fingerprint: str = "abc") -> bool:
+    """Whether another process is at it."""
+    try:
+        with scratch_of(config, fingerprint, resume=True):
+            return False
+    except TryAgainError as error:
+        return f"train-{fingerprint}: another process is at this very training" in str(error)
+
+
+def test_it_stays_where_a_training_fails_and_goes_when_it_succeeds(config: Recommender) -> None:
+    fail_in(config)
+    with scratch_of(config, "abc", resume=True) as folder:
+        assert (folder / "state").is_dir()
+    assert not folder.exists()
+
+
+def test_without_resume_it_is_empty(config: Recommender) -> None:
+    fail_in(config)
+    with scratch_of(config, "abc", resume=False) as folder:
+        assert not (folder / "state").exists()
+
+
+def test_one_training_has_one_process(config: Recommender) -> None:
+    with scratch_of(config, "abc", resume=True):
+        assert is_taken(config)
+        assert not is_taken(config, "other")
+    assert not is_taken(config)
+
+
+def test_the_lock_of_a_killed_process_does_not_stand(config: Recommender, project_root: Path) -> None:
+    folder = fail_in(config)
+    hold = "import fcntl, sys; f = open(sys.argv[1], 'w'); fcntl.flock(f, fcntl.LOCK_EX); print(1, flush=True); input()"
+    command = [sys.executable, "-c", hold, str(folder / "lock")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert is_taken(config)
+        process.kill()
+    with scratch_of(config, "abc", resume=True) as again:
+        assert (again / "state").is_dir()
+
+
+def test_what_others_left_goes_after_days(config: Recommender) -> None:
+    old, new = fail_in(config, "old"), fail_in(config, "new")
+    before = time.time() - 3 * 86400
+    for path in (old, *old.iterdir()):
+        os.utime(path, (before, before))
+    with scratch_of(config, "abc", resume=True):
+        assert not old.exists()
+        assert new.exists()
+
+
+def test_an_old_one_is_gone_on_with(config: Recommender) -> None:
+    folder = fail_in(config)
+    before = time.time() - 3 * 86400
+    for path in (folder, *folder.iterdir()):
+        os.utime(path, (before, before))
+    with scratch_of(config, "abc", resume=True):
+        assert (folder / "state").is_dir()
+
+
+def test_a_folder_is_made_once_and_never_half(tmp_path: Path) -> None:
+    def make(folder: Path) -> None:
+        (folder / "a").write_text("whole")
+
+    def fail(folder: Path) -> None:
+        (folder / "b").write_text("half")
+        raise ZeroDivisionError
+
+    with suppress(ZeroDivisionError):
+        made_once(tmp_path / "made", fail)
+    assert not (tmp_path / "made").exists()
+    for work in (make, fail):
+        assert made_once(tmp_path / "made", work) == tmp_path / "made"
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
+    assert [path.name for path in (tmp_path / "made").iterdir()] == ["a"]
