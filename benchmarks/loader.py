@@ -26,8 +26,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.dataset
 import torch
 
 from pipelines.tables import Tables
@@ -128,21 +126,11 @@ class FromTables:
         self.tables, self.config, self.scratch = Tables(storage), config, Path(storage) / "scratch.arrow"
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """The columns that the model is trained on, a row group at a time, text as Parquet has it: coded."""
-        labels = [f"label_{task.name}" for task in self.config.tasks]
-        texts = {f.name for f in self.config.features if f.kind == "categorical"}
-        dataset = self.tables.delta("examples").to_pyarrow_dataset(
-            filesystem=self.tables.place("examples").folder,
-            parquet_read_options=pyarrow.dataset.ParquetReadOptions(dictionary_columns=texts),
-        )
+        """The columns that the model is trained on, as `pipelines.split` reads them."""
+        columns = [*self.config.columns, *(f"label_{task.name}" for task in self.config.tasks)]
+        coded = [feature.name for feature in self.config.features if feature.kind == "categorical"]
         for day in self.tables.days("examples"):
-            yield from dataset.scanner(
-                columns=[*self.config.columns, *labels],
-                filter=pc.field("ds") == day,
-                batch_size=_BLOCK_ROWS,
-                batch_readahead=1,
-                fragment_readahead=1,
-            ).to_batches()
+            yield from self.tables.read_blocks("examples", day, columns, coded)
 
     def encoder(self) -> Encoder:
         """Fitted on all of it."""

@@ -96,8 +96,8 @@ class HeldOut:
         """The baseline: each item's smoothed rate of the task over the days that were learned from."""
         item = self.config.columns.item
         columns = [item, *(f"label_{task.name}" for task in self.config.tasks)]
-        days = self.split.rows(tables, "train", "validation")
-        seen = pa.concat_tables([day.select(columns) for day in days], promote_options="permissive")
+        blocks = self.split.rows(tables, "train", "validation", columns=columns)
+        seen = pa.concat_tables(blocks, promote_options="permissive")
         labels = _labels(self.config, seen)
         past = pd.DataFrame({"item": seen.column(item).to_pandas(), **labels}).groupby("item")
         wanted = self.table.column(item).to_pandas()

@@ -1,8 +1,8 @@
-"""Which examples are trained on, validated on and tested on; rows are read a day at a time."""
+"""Which examples are trained on, validated on and tested on; rows are read a block at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from typing import Literal
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from pipelines import labels
 from pipelines.config import ColumnSplit, KeptNegatives, RandomSplit, Recommender, TimeSplit
 from pipelines.tables import Tables
+from recsys_moe.config import ModelConfig
 from recsys_moe.errors import UserError
 
 Part = Literal["train", "validation", "test"]
@@ -67,27 +68,69 @@ class Split:
         }
         return tuple(day for part in _PARTS if part in parts for day in bounds[part])
 
-    def rows(self, tables: Tables, *parts: Part) -> Iterator[pa.Table]:
-        """The examples of some parts, a day at a time, oldest first."""
-        for day in self.days_of(*parts):
-            rows = tables.read_day("examples", day)
-            split = self.config.evaluation.split
-            yield rows if isinstance(split, TimeSplit) else rows.filter(pa.array(_drawn(self.config, rows, parts)))
+    def rows(
+        self, tables: Tables, *parts: Part, columns: Sequence[str] | None = None, coded: Collection[str] = ()
+    ) -> Iterator[pa.Table]:
+        """The examples of some parts, a block at a time, oldest day first: all columns, or some; `coded` text ones as
+        dictionaries."""
+        yield from self._read(tables, parts, columns, coded, sampled=None)
 
-    def rows_to_learn(self, tables: Tables, *parts: Part) -> Iterator[pa.Table]:
+    def rows_to_learn(
+        self, tables: Tables, *parts: Part, columns: Sequence[str] | None = None, coded: Collection[str] = ()
+    ) -> Iterator[pa.Table]:
         """The examples of some parts that a model is fitted to: all, or `sampling.keep_negatives`'s share of them.
 
         What a model is judged by is never sampled: read that with `rows`.
         """
-        sampled = self.config.sampling.keep_negatives
-        for rows in self.rows(tables, *parts):
-            yield rows if sampled is None else rows.filter(pa.array(_kept(self.config, sampled, rows)))
+        yield from self._read(tables, parts, columns, coded, self.config.sampling.keep_negatives)
+
+    def _read(
+        self,
+        tables: Tables,
+        parts: tuple[Part, ...],
+        columns: Sequence[str] | None,
+        coded: Collection[str],
+        sampled: KeptNegatives | None,
+    ) -> Iterator[pa.Table]:
+        config, is_drawn = self.config, not isinstance(self.config.evaluation.split, TimeSplit)
+        needed = None if columns is None else list(dict.fromkeys([*columns, *_deciding(config)]))
+        for day in self.days_of(*parts):
+            for block in tables.read_blocks("examples", day, needed, coded):
+                rows = pa.Table.from_batches([block])
+                if is_drawn:
+                    rows = rows.filter(pa.array(_drawn(config, rows, parts)))
+                if sampled is not None:
+                    rows = rows.filter(pa.array(_kept(config, sampled, rows)))
+                yield rows if columns is None else rows.select(columns)
+
+
+def trained_columns(config: Recommender, model: ModelConfig) -> dict[str, list[str]]:
+    """What `Split.rows` is to read for training a model: its columns, labels and weights; categorical text coded."""
+    weight = ["row_weight"] if config.columns.weight else []
+    return {
+        "columns": [*model.columns, *(f"label_{task.name}" for task in model.tasks), *weight],
+        "coded": [feature.name for feature in model.features if feature.kind == "categorical"],
+    }
+
+
+def batches_of(blocks: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
+    """The same rows, as an encoder is fitted to them."""
+    for block in blocks:
+        yield from block.to_batches()
 
 
 def days_needed(config: Recommender) -> int:
     """How many prepared days a training takes at least."""
     split = config.evaluation.split
     return split.validation_days + split.test_days + 1 if isinstance(split, TimeSplit) else 1
+
+
+def _deciding(config: Recommender) -> list[str]:
+    """The columns that decide which part a row belongs to, and whether it is learned from."""
+    split = config.evaluation.split
+    column = [split.column] if isinstance(split, ColumnSplit) else []
+    is_drawn = isinstance(split, RandomSplit) or config.sampling.keep_negatives is not None
+    return column + ([config.columns.user, config.columns.item, "event_time"] if is_drawn else [])
 
 
 def _drawn(config: Recommender, rows: pa.Table, parts: tuple[Part, ...]) -> NDArray[np.bool_]:

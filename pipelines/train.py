@@ -6,13 +6,11 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
 
 from pipelines import figures, labels, leaks, warm_start
 from pipelines.catalog import model_config
@@ -22,7 +20,7 @@ from pipelines.fitting import Encoded, Job, curve, lead
 from pipelines.prepare import sides_of
 from pipelines.registry import Registry, Run, Version
 from pipelines.scratch import made_once, scratch_of
-from pipelines.split import Part, Split, days_needed
+from pipelines.split import Part, Split, batches_of, days_needed, trained_columns
 from pipelines.tables import Tables
 from pipelines.team import Team
 from pipelines.warm_start import Start
@@ -122,7 +120,7 @@ def _train(plan: Plan, registry: Registry, scratch: Path, resume: bool, team: Te
         folder = scratch / "checkpoint"
         checkpoint.save(folder, encoder, fitted.model, fitted.table_sums)
         ranker = checkpoint.load(folder)
-        example = next(plan.split.rows(plan.tables, "train")).slice(0, 5).select(plan.shape.columns)
+        example = next(plan.split.rows(plan.tables, "train", columns=plan.shape.columns)).slice(0, 5)
         answers, tasks = ranker.predict(example), plan.shape.tasks
         return registry.register(run, folder, example, {task.name: answers[:, t] for t, task in enumerate(tasks)})
 
@@ -167,13 +165,14 @@ class _Work:
         """Rows of some parts. The encoder looks at the whole window, also where only its new days are learned from:
         what is frequent, and what is usual of a number, does not change from one day to the next."""
         tables, split, new = self.plan.tables, self.plan.split, self.new_days
+        read = trained_columns(self.plan.config, self.plan.shape)
 
         def encoder() -> Encoder:
             previous = Encoder.load(self.champion) if self.champion else None
-            return Encoder.fit(self.plan.shape, _batches(split.rows_to_learn(tables, *learn)), previous)
+            return Encoder.fit(self.plan.shape, batches_of(split.rows_to_learn(tables, *learn, **read)), previous)
 
-        judged = new.rows(tables, *held_out) if held_out else ()
-        return Encoded.once(self.scratch / name, encoder, new.rows_to_learn(tables, *learn), judged)
+        judged = new.rows(tables, *held_out, **read) if held_out else ()
+        return Encoded.once(self.scratch / name, encoder, new.rows_to_learn(tables, *learn, **read), judged)
 
     def fit(self, phase: str, encoded: Encoded, epochs: int) -> tuple[Encoder, Fitted]:
         """Fit, or go on with it, with all processes of the team."""
@@ -199,11 +198,6 @@ class _Work:
             shutil.copytree(champion, folder, dirs_exist_ok=True)
 
         return made_once(self.scratch / "start", copy)
-
-
-def _batches(days: Iterable[pa.Table]) -> Iterator[pa.RecordBatch]:
-    for day in days:
-        yield from day.to_batches()
 
 
 def _tags(plan: Plan, start: Start) -> dict[str, str]:

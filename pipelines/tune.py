@@ -25,7 +25,7 @@ from pipelines.held_out import HeldOut
 from pipelines.prepare import sides_of
 from pipelines.registry import Registry, Run
 from pipelines.scratch import scratch_of
-from pipelines.split import Split
+from pipelines.split import Split, batches_of, trained_columns
 from pipelines.study import Attempt, Pruned, Study, Trial
 from pipelines.tables import Tables
 from recsys_moe.config import ModelConfig, TrainingConfig
@@ -132,14 +132,13 @@ class _Search:
 
     def _encoded(self, shape: ModelConfig) -> Encoded:
         """What trials read, made once for all that agree in what it depends on: of the settings only `min_count`."""
-        split, tables = self.split, self.tables
+        split, tables, read = self.split, self.tables, trained_columns(self.config, shape)
 
         def encoder() -> Encoder:
-            batches = (batch for day in split.rows_to_learn(tables, "train") for batch in day.to_batches())
-            return Encoder.fit(shape, batches)
+            return Encoder.fit(shape, batches_of(split.rows_to_learn(tables, "train", **read)))
 
         folder = self.scratch / f"min_count-{shape.min_count}"
-        learned, held_out = split.rows_to_learn(tables, "train"), split.rows(tables, "validation")
+        learned, held_out = split.rows_to_learn(tables, "train", **read), split.rows(tables, "validation", **read)
         encoded = Encoded.once(folder, encoder, learned, held_out)
         if not encoded.held_out.num_rows:
             raise UserError("tuning: trials are judged on validation rows, and evaluation.split holds out none")

@@ -7,7 +7,7 @@ a reader sees all of the old or all of the new.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -22,6 +22,8 @@ from pipelines import places
 from pipelines.tables.publishing import DayWriter, Place, days_of
 from recsys_moe.errors import UserError
 
+BLOCK_ROWS = 131_072
+"""Rows that are read at once where a day is read in blocks."""
 TableName = Literal[
     "interactions",
     "outcomes",
@@ -100,6 +102,26 @@ class Tables:
     def read_day(self, name: TableName, ds: date, columns: list[str] | None = None) -> pa.Table:
         """One day's rows; empty where the day has none."""
         return self.dataset(name).to_table(filter=pc.field("ds") == ds, columns=columns)
+
+    def read_blocks(
+        self, name: TableName, ds: date, columns: list[str] | None = None, coded: Collection[str] = ()
+    ) -> Iterator[pa.RecordBatch]:
+        """One day's rows, `BLOCK_ROWS` or fewer at a time: memory does not grow with the day.
+
+        Text of the columns `coded` comes as dictionaries, as Parquet holds it, for readers that look at each distinct
+        value once.
+
+        Raises:
+            UserError: no day has one of the columns.
+        """
+        dataset = self.place(name).dataset(self.delta(name), coded)
+        if lacking := sorted(set(columns or ()) - set(dataset.schema.names)):
+            raise UserError(f"{self.path(name)}: no day has a column {lacking[0]!r}; run `recsys-moe prepare` again")
+        # As little ahead as keeps a reader busy: each row group that waits is in memory.
+        scanner = dataset.scanner(
+            columns=columns, filter=pc.field("ds") == ds, batch_size=BLOCK_ROWS, batch_readahead=1, fragment_readahead=1
+        )
+        yield from scanner.to_batches()
 
     def fingerprint(self, name: TableName, days: Iterable[date]) -> str:
         """A digest that changes when a row of these days may have, and only then.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import date
 from types import TracebackType
@@ -74,9 +74,10 @@ class Place:
         except TableNotFoundError:
             return None
 
-    def dataset(self, table: DeltaTable) -> pyarrow.dataset.FileSystemDataset:
-        """The rows of an opened table, to be filtered and read in streams."""
-        return table.to_pyarrow_dataset(filesystem=self.folder)
+    def dataset(self, table: DeltaTable, coded: Collection[str] = ()) -> pyarrow.dataset.FileSystemDataset:
+        """The rows of an opened table, to be filtered and read in streams; `coded` text columns as dictionaries."""
+        options = pyarrow.dataset.ParquetReadOptions(dictionary_columns=set(coded))
+        return table.to_pyarrow_dataset(filesystem=self.folder, parquet_read_options=options)
 
     def find_or_create(self, schema: pa.Schema) -> DeltaTable:
         """The table; made, empty, if there is none. Of two processes that make it, both get the same one."""

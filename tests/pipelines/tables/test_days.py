@@ -8,6 +8,7 @@ from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -207,3 +208,17 @@ def test_who_loses_a_day_to_the_same_rows_has_lost_nothing(tmp_path: Path) -> No
         writer.write(rows(2))
         version = rival.replace_day("interactions", MONDAY, rows(2))
         assert writer.publish() == version
+
+
+def test_blocks_of_a_day_are_the_day(storage: str) -> None:
+    tables = Tables(storage)
+    rows = pa.table({"user": ["ann", None, "bob", "ann"] * 50_000, "x": np.arange(200_000.0), "y": [1] * 200_000})
+    tables.replace_day("examples", MONDAY, rows)
+    blocks = list(tables.read_blocks("examples", MONDAY, ["x", "user"], coded=["user"]))
+    assert [len(block) for block in blocks] == [131_072, 200_000 - 131_072]
+    assert pa.types.is_dictionary(blocks[0].schema.field("user").type)
+    read = pa.Table.from_batches(blocks)
+    assert read.column("x").equals(rows.column("x"))
+    assert read.column("user").cast(pa.string()).equals(rows.column("user"))
+    with pytest.raises(UserError, match="no day has a column 'z'"):
+        next(tables.read_blocks("examples", MONDAY, ["z"]))
