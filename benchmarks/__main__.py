@@ -20,6 +20,7 @@ from recsys_moe.errors import UserError
 USER_ERROR = 2
 
 BENCHMARKS: Mapping[str, str] = {
+    "boosting": "our model against gradient boosting with history, on the same real days, certainly better or not",
     "experts": "what a step of the mixture costs by the number of experts, chosen ones alone against all of them",
     "ingest": "what reading, checking and publishing a day costs beside a bare conversion of its file",
     "kuairand": "six architectures on the same twelve real days, over several seeds",

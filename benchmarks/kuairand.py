@@ -26,7 +26,7 @@ from pipelines.catalog import model_config
 from pipelines.config import Recommender, load
 from pipelines.config.steps import ModelShape
 from pipelines.evaluate import scores_of
-from pipelines.held_out import HeldOut
+from pipelines.held_out import HeldOut, Scores
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare, sides_of
 from pipelines.split import Split
@@ -114,6 +114,15 @@ class Days:
 
     def measure(self, name: str, seed: int) -> dict[str, Any]:
         """Fit one model with one seed; its metrics, its size and how long it took."""
+        scores, size = self.scores(name, seed)
+        measured = self.held_out.measure(scores)
+        return {
+            "metrics": {f"{task}_{metric}": of[metric] for task, of in measured.items() for metric in METRICS},
+            **size,
+        }
+
+    def scores(self, name: str, seed: int) -> tuple[Scores, dict[str, Any]]:
+        """Fit one model with one seed; what it says of the test rows, and its size and how long it took."""
         shape = self.shape(name)
         training = self.config.training.model_copy(update={"seed": seed})
         encoder = Encoder.fit(shape, self.learned.to_batches())
@@ -122,10 +131,8 @@ class Days:
         start = time.perf_counter()
         fitted = fit(shape, training, encoder, loader)
         seconds = time.perf_counter() - start
-        measured = self.held_out.measure(scores_of(Ranker(encoder, fitted.model), self.held_out))
         dense = [p for name, p in fitted.model.named_parameters() if not name.startswith("embeddings.")]
-        return {
-            "metrics": {f"{task}_{metric}": of[metric] for task, of in measured.items() for metric in METRICS},
+        return scores_of(Ranker(encoder, fitted.model), self.held_out), {
             "parameters": sum(p.numel() for p in dense),
             "multiplications": round(multiplications(shape, fitted.model.input_dim)),
             "seconds": seconds,

@@ -14,7 +14,8 @@ from pipelines.config import Recommender
 from pipelines.errors import NotDueError
 from pipelines.expert_health import ExpertHealth
 from pipelines.held_out import HeldOut, Scores, flat
-from pipelines.registry import Registry, Run, Version
+from pipelines.registry import Registry, Version
+from pipelines.runs import Run
 from pipelines.split import Split
 from pipelines.tables import Tables
 from recsys_moe import checkpoint

@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from pipelines.progress import Progress
-from pipelines.registry import Run
+from pipelines.runs import Run
 from pipelines.scratch import made_once
 from pipelines.team import Team
 from recsys_moe import checkpoint

@@ -95,8 +95,10 @@ def _leave_history(
     if written is None:
         return versions, None
     if written.recent:
+        connection.execute("SET TimeZone = 'UTC'")  # Delta tables have no other
         last = sql.stream(connection, recent.daily_recent(config, "events"))
         versions["daily_recent"] = tables.replace_day("daily_recent", ds, last)
+        connection.execute(f"SET TimeZone = {sql.text(config.columns.timezone)}")
     # The last of what a day leaves: one that has its counts has left all.
     groups = group_by(connection, "events", [history.ALL, *written.keys])
     counts = history.daily_counts(connection, config, "events", groups)

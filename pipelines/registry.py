@@ -7,7 +7,6 @@ import logging
 import os
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,24 +16,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-# Before mlflow: it would otherwise report usage to its makers, and put lines and bars of its own between ours.
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-
 import mlflow
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from matplotlib.figure import Figure
-from mlflow.data.delta_dataset_source import DeltaDatasetSource
-from mlflow.data.meta_dataset import MetaDataset
-from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.models import infer_signature
 from mlflow.tracking import MlflowClient
 
 from pipelines.config import Recommender
+from pipelines.runs import Run
 from recsys_moe.errors import UserError
 
 CHAMPION = "champion"
@@ -170,9 +161,16 @@ class Registry:
         return [str(run.info.run_id) for run in runs if int(run.data.tags["trial"]) not in but]
 
     def compare_address(self, study: Run) -> str:
-        """Where the MLflow UI compares the runs below that of a search: the part of the address after the server's."""
-        runs, experiments = json.dumps(self.trials(study)), json.dumps([self.experiment_id])
+        """Where the MLflow UI compares the complete trials of a search: the part of the address after the server's.
+
+        The pruned ones stopped early: their losses, beside the others', would be those of another moment.
+        """
+        complete = [run for run in self.trials(study) if self._outcome(run) == "complete"]
+        runs, experiments = json.dumps(complete), json.dumps([self.experiment_id])
         return f"#/compare-runs?{urlencode({'runs': runs, 'experiments': experiments})}"
+
+    def _outcome(self, run_id: str) -> str | None:
+        return self.client.get_run(run_id).data.tags.get("outcome")
 
     def end_as_killed(self, run_id: str) -> None:
         """Say of a run that its process did not end it."""
@@ -310,58 +308,6 @@ class Registry:
         return Path(folder) / "artifacts" / "checkpoint"
 
 
-class Run:
-    """Where a run's numbers, pictures and files go."""
-
-    def __init__(self, client: MlflowClient, run_id: str) -> None:
-        self._client, self.run_id = client, run_id
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """What it is found by and told apart by."""
-        for key, value in values.items():
-            self._client.set_tag(self.run_id, key, value)
-
-    def description(self, markdown: str) -> None:
-        """What its page begins with."""
-        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
-
-    def params(self, values: Mapping[str, object]) -> None:
-        """Settings worth comparing; what the run has already is left as it is."""
-        known = self._client.get_run(self.run_id).data.params
-        new = [Param(key, str(value)[:6000]) for key, value in values.items() if key not in known]
-        self._client.log_batch(self.run_id, params=new)
-
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Numbers at a step; what is not a number (an AUC of one class, say) is left out."""
-        now = _milliseconds()
-        kept = [Metric(key, float(value), now, step) for key, value in values.items() if value == value]
-        for start in range(0, len(kept), 1000):
-            self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
-
-    def history(self, name: str) -> dict[int, float]:
-        """The values of a metric, by step."""
-        return {point.step: point.value for point in self._client.get_metric_history(self.run_id, name)}
-
-    def inputs(self, tables: Mapping[str, tuple[str, int]]) -> None:
-        """The tables, at their versions, that the run learned from. The run must be the active one."""
-        for name, (path, version) in tables.items():
-            source = DeltaDatasetSource(path=path, delta_table_version=version)
-            dataset = MetaDataset(source, name=name, digest=f"v{version}")  # type: ignore[abstract]
-            mlflow.log_input(dataset, context="training")
-
-    def text(self, content: str, path: str) -> None:
-        """A text file."""
-        self._client.log_text(self.run_id, content, path)
-
-    def table(self, content: Mapping[str, Any], path: str) -> None:
-        """A JSON file."""
-        self._client.log_dict(self.run_id, dict(content), path)
-
-    def picture(self, figure: Figure, path: str) -> None:
-        """A picture."""
-        self._client.log_figure(self.run_id, figure, path)
-
-
 def _training(run: mlflow.entities.Run, versions: list[int], aliases: Mapping[int, list[str]]) -> Training:
     tags, params = run.data.tags, run.data.params
     inputs = [found.dataset for found in run.inputs.dataset_inputs] if run.inputs else []
@@ -381,10 +327,6 @@ def _training(run: mlflow.entities.Run, versions: list[int], aliases: Mapping[in
 def _is_ours(dataset: mlflow.entities.Dataset) -> bool:
     """Whether an input of a run is a table of ours, and nothing that a person has logged."""
     return "delta_table_version" in json.loads(dataset.source)
-
-
-def _milliseconds() -> int:
-    return int(time.time() * 1000)
 
 
 def _git_commit() -> str | None:

@@ -1,4 +1,4 @@
-"""The folder of one training: kept where it is killed or fails, so that the next try goes on from there."""
+"""The folder of one training or search: kept where it is killed or fails, so that the next try goes on from there."""
 
 from __future__ import annotations
 
@@ -8,26 +8,30 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 from pipelines.config import Recommender
 from pipelines.errors import TryAgainError
 from pipelines.maintain import clear_scratch
 
+Step = Literal["train", "tune"]
+"""What can be gone on with."""
+_WORK: dict[Step, str] = {"train": "training", "tune": "search"}
 _LOCK = "lock"
 
 
 @contextmanager
-def scratch_of(config: Recommender, fingerprint: str, resume: bool) -> Iterator[Path]:
-    """The folder of the training of this fingerprint, for this process alone; removed when the block succeeds.
+def scratch_of(config: Recommender, step: Step, fingerprint: str, resume: bool) -> Iterator[Path]:
+    """The folder of a step's work of this fingerprint, for this process alone; removed when the block succeeds.
 
     Without `resume` it is empty. Scratch of others that nobody has written to for days is removed.
 
     Raises:
-        TryAgainError: another process is at the same training.
+        TryAgainError: another process is at the same work.
     """
-    folder = config.workspace / "scratch" / f"train-{fingerprint}"
-    with _locked(folder / _LOCK):
+    folder = config.workspace / "scratch" / f"{step}-{fingerprint}"
+    taken = f"{folder}: another process is at this very {_WORK[step]}; wait for it"
+    with _locked(folder / _LOCK, taken):
         clear_scratch(config)
         if not resume:
             for path in [path for path in folder.iterdir() if path.name != _LOCK]:
@@ -48,15 +52,15 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path, taken: str) -> Iterator[None]:
     """Hold a lock that ends with this process, however it ends."""
-    while (file := _try_to_lock(path)) is None:
+    while (file := _try_to_lock(path, taken)) is None:
         pass
     with file:
         yield
 
 
-def _try_to_lock(path: Path) -> IO[str] | None:
+def _try_to_lock(path: Path, taken: str) -> IO[str] | None:
     """The locked file, open; None where the process that held it has removed the folder meanwhile."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with suppress(FileNotFoundError):
@@ -67,7 +71,7 @@ def _try_to_lock(path: Path) -> IO[str] | None:
                 return file
         except BlockingIOError:
             file.close()
-            raise TryAgainError(f"{path.parent}: another process is at this very training; wait for it") from None
+            raise TryAgainError(taken) from None
         file.close()
     return None
 

@@ -23,6 +23,14 @@ _PARTS: tuple[Part, ...] = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)
+class Replay:
+    """Of the days through one, which were learned from before, the share of rows that are learned from again."""
+
+    through: date
+    share: float
+
+
+@dataclass(frozen=True)
 class Split:
     """The days that a training for `as_of` looks at, and which of their rows belong to which part.
 
@@ -32,6 +40,7 @@ class Split:
     config: Recommender
     as_of: date
     days: tuple[date, ...]
+    replay: Replay | None = None
 
     @classmethod
     def of(cls, config: Recommender, days: Iterable[date], as_of: date) -> Split:
@@ -73,16 +82,17 @@ class Split:
     ) -> Iterator[pa.Table]:
         """The examples of some parts, a block at a time, oldest day first: all columns, or some; `coded` text ones as
         dictionaries."""
-        yield from self._read(tables, parts, columns, coded, sampled=None)
+        yield from self._read(tables, parts, columns, coded)
 
     def rows_to_learn(
         self, tables: Tables, *parts: Part, columns: Sequence[str] | None = None, coded: Collection[str] = ()
     ) -> Iterator[pa.Table]:
         """The examples of some parts that a model is fitted to: all, or `sampling.keep_negatives`'s share of them.
 
-        What a model is judged by is never sampled: read that with `rows`.
+        Of days that were learned from before, a sample to `replay`. What a model is judged by is never sampled: read
+        that with `rows`.
         """
-        yield from self._read(tables, parts, columns, coded, self.config.sampling.keep_negatives)
+        yield from self._read(tables, parts, columns, coded, self.config.sampling.keep_negatives, self.replay)
 
     def _read(
         self,
@@ -90,17 +100,23 @@ class Split:
         parts: tuple[Part, ...],
         columns: Sequence[str] | None,
         coded: Collection[str],
-        sampled: KeptNegatives | None,
+        sampled: KeptNegatives | None = None,
+        replay: Replay | None = None,
     ) -> Iterator[pa.Table]:
         config, is_drawn = self.config, not isinstance(self.config.evaluation.split, TimeSplit)
-        needed = None if columns is None else list(dict.fromkeys([*columns, *_deciding(config)]))
+        needed = None if columns is None else list(dict.fromkeys([*columns, *_deciding(config, replay)]))
         for day in self.days_of(*parts):
+            share = replay.share if replay is not None and day <= replay.through else 1.0
+            if not share:
+                continue
             for block in tables.read_blocks("examples", day, needed, coded):
                 rows = pa.Table.from_batches([block])
                 if is_drawn:
                     rows = rows.filter(pa.array(_drawn(config, rows, parts)))
                 if sampled is not None:
                     rows = rows.filter(pa.array(_kept(config, sampled, rows)))
+                if share < 1.0:
+                    rows = sample(config, rows, share, self.as_of)
                 yield rows if columns is None else rows.select(columns)
 
 
@@ -125,11 +141,16 @@ def days_needed(config: Recommender) -> int:
     return split.validation_days + split.test_days + 1 if isinstance(split, TimeSplit) else 1
 
 
-def _deciding(config: Recommender) -> list[str]:
+def sample(config: Recommender, rows: pa.Table, share: float, as_of: date) -> pa.Table:
+    """A share of the rows, drawn by their content: other ones for each `as_of`."""
+    return rows.filter(pa.array(_draws(config, rows, f"replay{as_of.toordinal():010d}") < share))
+
+
+def _deciding(config: Recommender, replay: Replay | None) -> list[str]:
     """The columns that decide which part a row belongs to, and whether it is learned from."""
     split = config.evaluation.split
     column = [split.column] if isinstance(split, ColumnSplit) else []
-    is_drawn = isinstance(split, RandomSplit) or config.sampling.keep_negatives is not None
+    is_drawn = isinstance(split, RandomSplit) or config.sampling.keep_negatives is not None or replay is not None
     return column + ([config.columns.user, config.columns.item, "event_time"] if is_drawn else [])
 
 

@@ -32,6 +32,8 @@ _FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
 _AGAIN = "run_again_of"
 _ENOUGH = 5
 """Complete trials from which on they can say which setting matters."""
+_DIGITS = 4
+"""Digits of a number that a trial runs with."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ class Study:
         while (done := len(self.finished())) < trials:
             self._study.sampler = self._sampler(done)
             trial = self._study.ask(self._space)
-            attempt = Attempt(trial, {path: _value(trial.params[path]) for path in self._space})
+            attempt = Attempt(trial, self._values(trial.params))
             try:
                 self._study.tell(trial, objective(attempt))
             except Pruned:
@@ -106,7 +108,7 @@ class Study:
 
     def finished(self) -> list[Trial]:
         """The trials that are complete or pruned, oldest first."""
-        return [_as_trial(one) for one in self._study.get_trials(deepcopy=False, states=_FINISHED)]
+        return [self._as_trial(one) for one in self._study.get_trials(deepcopy=False, states=_FINISHED)]
 
     def best_first(self) -> list[Trial]:
         """The complete trials, the best one first."""
@@ -124,6 +126,14 @@ class Study:
             return {}
         found = get_param_importances(self._study, evaluator=FanovaImportanceEvaluator(seed=0))
         return {path: float(share) for path, share in found.items()}
+
+    def _values(self, params: Mapping[str, Any]) -> dict[str, Value]:
+        """What a trial runs with. Numbers of a range have few digits, as a person would write them into the YAML."""
+        return {path: _rounded(self._tuning.search[path], _value(params[path])) for path in self._space}
+
+    def _as_trial(self, trial: FrozenTrial) -> Trial:
+        value = trial.value if trial.value is not None else math.nan
+        return Trial(trial.number, self._values(trial.params), value, trial.state == TrialState.PRUNED)
 
     def _sampler(self, finished: int) -> optuna.samplers.BaseSampler:
         (seed,) = np.random.SeedSequence([self._tuning.seed, finished]).generate_state(1)
@@ -200,7 +210,7 @@ def _value(stored: Any) -> Value:
     return tuple(json.loads(stored)) if isinstance(stored, str) and stored.startswith("[") else stored
 
 
-def _as_trial(trial: FrozenTrial) -> Trial:
-    values = {path: _value(stored) for path, stored in trial.params.items()}
-    value = trial.value if trial.value is not None else math.nan
-    return Trial(trial.number, values, value, trial.state == TrialState.PRUNED)
+def _rounded(setting: Setting, value: Value) -> Value:
+    if not isinstance(value, float) or setting.low is None or setting.high is None:
+        return value
+    return min(max(float(f"{value:.{_DIGITS}g}"), setting.low), setting.high)

@@ -18,7 +18,8 @@ from pipelines.config import Recommender
 from pipelines.errors import NotDueError
 from pipelines.fitting import Encoded, Job, curve, lead
 from pipelines.prepare import sides_of
-from pipelines.registry import Registry, Run, Version
+from pipelines.registry import Registry, Version
+from pipelines.runs import Run
 from pipelines.scratch import made_once, scratch_of
 from pipelines.split import Part, Split, batches_of, days_needed, trained_columns
 from pipelines.tables import Tables
@@ -94,7 +95,7 @@ def train(config: Recommender, as_of: date, resume: bool = True, team: Team | No
     shape = model_config(config, sides_of(config, tables))
     warnings = leaks.check(config, tables, split)
     plan = Plan(config, shape, tables, split, warm_start.start_of(config, registry, split))
-    with scratch_of(config, plan.fingerprint, resume) as scratch:
+    with scratch_of(config, "train", plan.fingerprint, resume) as scratch:
         version = registry.finished(plan.fingerprint)
         repeated = version is not None
         if version is None:
@@ -158,21 +159,22 @@ class _Work:
 
     @property
     def new_days(self) -> Split:
-        """What is learned from: the days that the start does not know."""
+        """The days that the start does not know."""
         return self.start.rows_of(self.plan.split)
 
     def encoded(self, name: str, learn: Sequence[Part], held_out: Sequence[Part] = ()) -> Encoded:
-        """Rows of some parts. The encoder looks at the whole window, also where only its new days are learned from:
-        what is frequent, and what is usual of a number, does not change from one day to the next."""
-        tables, split, new = self.plan.tables, self.plan.split, self.new_days
+        """Rows of some parts. The encoder looks at the whole window, also where not all of it is learned from: what is
+        frequent, and what is usual of a number, does not change from one day to the next."""
+        tables, split = self.plan.tables, self.plan.split
         read = trained_columns(self.plan.config, self.plan.shape)
 
         def encoder() -> Encoder:
             previous = Encoder.load(self.champion) if self.champion else None
             return Encoder.fit(self.plan.shape, batches_of(split.rows_to_learn(tables, *learn, **read)), previous)
 
-        judged = new.rows(tables, *held_out, **read) if held_out else ()
-        return Encoded.once(self.scratch / name, encoder, new.rows_to_learn(tables, *learn, **read), judged)
+        learned = self.start.replaying(split, tables, *learn).rows_to_learn(tables, *learn, **read)
+        judged = self.new_days.rows(tables, *held_out, **read) if held_out else ()
+        return Encoded.once(self.scratch / name, encoder, learned, judged)
 
     def fit(self, phase: str, encoded: Encoded, epochs: int) -> tuple[Encoder, Fitted]:
         """Fit, or go on with it, with all processes of the team."""

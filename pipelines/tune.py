@@ -23,7 +23,8 @@ from pipelines.config import Recommender, Tuning
 from pipelines.fitting import Encoded
 from pipelines.held_out import HeldOut
 from pipelines.prepare import sides_of
-from pipelines.registry import Registry, Run
+from pipelines.registry import Registry
+from pipelines.runs import Run
 from pipelines.scratch import scratch_of
 from pipelines.split import Split, batches_of, trained_columns
 from pipelines.study import Attempt, Pruned, Study, Trial
@@ -33,10 +34,11 @@ from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.model import RankingModel
 from recsys_moe.training import fit
+from recsys_moe.training.state import NOT_DECISIVE
 
 log = logging.getLogger(__name__)
 
-_RECIPE = 1
+_RECIPE = 2
 """Raised when the same settings and data would be judged otherwise: studies of before are then not gone on with."""
 _LOSS = "validation/loss"
 
@@ -49,6 +51,7 @@ def tune(config: Recommender, as_of: date, trials: int | None = None) -> dict[st
 
     Raises:
         UserError: the YAML says nothing of a search, too few days are prepared, or no trial can be trained.
+        TryAgainError: another process is at the same search.
     """
     if config.tuning is None:
         raise UserError("tuning: there is no such block in the YAML; name the settings to search for (docs/tuning.md)")
@@ -56,12 +59,12 @@ def tune(config: Recommender, as_of: date, trials: int | None = None) -> dict[st
     split = Split.of(config, tables.days("examples"), as_of)
     name = _fingerprint(config, config.tuning, tables, split)
     registry = Registry(config)
-    with scratch_of(config, f"tune-{name}", resume=True) as scratch:
+    with scratch_of(config, "tune", name, resume=True) as scratch:
         study = Study(config.workspace / "tuning" / f"{name}.journal", config)
         with registry.study(f"tune {as_of}", name, {"as_of": as_of.isoformat()}) as parent:
             for left in registry.trials(parent, but=[trial.number for trial in study.finished()]):
                 registry.end_as_killed(left)
-            parent.params(_params(config.tuning))
+            _describe(parent, config.tuning, tables)
             search = _Search(config, config.tuning, tables, split, scratch, registry, study)
             study.run(trials or config.tuning.trials, search.judge, search.tell)
             return {"step": "tune", "as_of": as_of.isoformat(), **_conclude(config, study, registry, parent)}
@@ -197,7 +200,7 @@ def _conclude(config: Recommender, study: Study, registry: Registry, parent: Run
     yaml_text = tuning_report.snippet(config, best, found)
     parent.text(yaml_text, "best.yaml")
     text = tuning_report.table(best_first, shares, config.tuning.metric)
-    parent.description(tuning_report.description(text, yaml_text, registry.compare_address(parent)))
+    parent.description(tuning_report.description(text, yaml_text, found, shares, registry.compare_address(parent)))
     parent.metrics({"objective": best.value, **{f"importance/{path}": share for path, share in shares.items()}})
     print(f"{text}\n\n{yaml_text}", flush=True)
     return {
@@ -210,10 +213,14 @@ def _conclude(config: Recommender, study: Study, registry: Registry, parent: Run
     }
 
 
-def _params(tuning: Tuning) -> dict[str, object]:
-    """The search space, by path."""
+def _describe(parent: Run, tuning: Tuning, tables: Tables) -> None:
+    """What the run is of: the search space, by path, and the examples at their version."""
     spaces = {path: one.model_dump_json(exclude_defaults=True) for path, one in tuning.search.items()}
-    return {"tuning.metric": tuning.metric, "tuning.task": tuning.task, "tuning.seed": tuning.seed, **spaces}
+    known: dict[str, object] = {"tuning.metric": tuning.metric, "tuning.task": tuning.task, "tuning.seed": tuning.seed}
+    parent.params(known | spaces)
+    version = tables.version("examples")
+    if version is not None:
+        parent.inputs({"examples": (tables.path("examples"), version)})
 
 
 def _fingerprint(config: Recommender, tuning: Tuning, tables: Tables, split: Split) -> str:
@@ -222,7 +229,7 @@ def _fingerprint(config: Recommender, tuning: Tuning, tables: Tables, split: Spl
         str(_RECIPE),
         tuning.model_dump_json(exclude={"trials"}),
         model_config(config, sides_of(config, tables)).model_dump_json(),
-        config.training.model_dump_json(),
+        config.training.model_dump_json(exclude=NOT_DECISIVE),
         config.evaluation.split.model_dump_json(),
         str(config.sampling.keep_negatives),
         judged_by(config),

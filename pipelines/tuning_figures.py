@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from pipelines.config import Setting
@@ -18,8 +18,10 @@ from pipelines.tuning_report import spelled
 Floats = NDArray[np.float64]
 
 _A_ROW = 3
+_REACH = 12
 _COMPLETE: dict[str, Any] = {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 5}
 _PRUNED: dict[str, Any] = {"marker": "x", "linestyle": "", "color": GREY, "markersize": 5}
+_BEYOND: dict[str, Any] = {"marker": "^", "linestyle": "", "color": PINK, "markersize": 6}
 _BEST: dict[str, Any] = {"marker": "D", "linestyle": "", "color": ORANGE, "markersize": 8}
 
 
@@ -76,25 +78,26 @@ def history(trials: Sequence[Trial], judged_by: str, higher_is_better: bool) -> 
 
 
 def _draw(axes: Any, places: Floats, trials: Sequence[Trial], best: float) -> None:
-    """A mark a trial. A few that went very wrong stand at the edge, or they would press all others into one line."""
+    """A mark a trial. The axis is that of the complete ones: what was pruned, or went very wrong, stands at its edge
+    where it lies beyond, or it would press all others into one line."""
     values = np.array([trial.value for trial in trials])
     pruned = np.array([trial.pruned for trial in trials])
-    bottom, top = _limits(values, best)
-    inside = (values >= bottom) & (values <= top)
-    axes.plot(places[inside & ~pruned], values[inside & ~pruned], label="complete", **_COMPLETE)
-    axes.plot(places[inside & pruned], values[inside & pruned], label="pruned, at its last value", **_PRUNED)
-    for beyond, edge, mark in ((values > top, top, "^"), (values < bottom, bottom, "v")):
-        if beyond.any():
-            edges = np.full(int(beyond.sum()), edge)
-            axes.plot(places[beyond], edges, mark, color=PINK, markersize=6, label="beyond the axis")
+    bottom, top = _limits(values[~pruned], best)
+    beyond = (values < bottom) | (values > top)
+    shown = np.clip(values, bottom, top)
+    axes.plot(places[~beyond & ~pruned], shown[~beyond & ~pruned], label="complete", **_COMPLETE)
+    axes.plot(places[pruned], shown[pruned], label="pruned, at its last value or the edge", **_PRUNED)
+    if (wrong := beyond & ~pruned).any():
+        axes.plot(places[wrong], shown[wrong], label="complete, beyond the axis", **_BEYOND)
     room = 0.06 * (top - bottom or 1.0)
     axes.set_ylim(bottom - room, top + room)
 
 
 def _limits(values: Floats, best: float) -> tuple[float, float]:
+    """From worst to best, but not further from the middle than `_REACH` times as far as the best is."""
     known = values[np.isfinite(values)]
-    low, quarter, middle, three_quarters, high = np.quantile(known, [0.0, 0.25, 0.5, 0.75, 1.0])
-    reach = 4 * (three_quarters - quarter) or high - low
+    low, middle, high = np.quantile(known, [0.0, 0.5, 1.0])
+    reach = _REACH * abs(middle - best) or high - low
     return min(max(low, middle - reach), best), max(min(high, middle + reach), best)
 
 
@@ -116,6 +119,8 @@ def _name_places(axes: Any, path: str, setting: Setting) -> None:
     elif setting.log and setting.low and setting.high:
         axes.set_xscale("log")
         axes.set_xlim(setting.low / 1.2, setting.high * 1.2)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())  # or labels run into each other where there is one decade
     axes.set_xlabel(path, fontsize=9)
     axes.tick_params(labelsize=8)

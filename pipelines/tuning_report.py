@@ -35,11 +35,12 @@ def snippet(config: Recommender, best: Trial, found: str) -> str:
     return f"# {found}\n{yaml.safe_dump(raw, sort_keys=False, default_flow_style=None, width=110)}"
 
 
-def description(text: str, yaml_text: str, compare: str) -> str:
-    """Markdown for the run's page."""
+def description(text: str, yaml_text: str, found: str, importances: Mapping[str, float], compare: str) -> str:
+    """Markdown for the run's page. The UI folds it after a few lines, so it begins with the answer."""
+    shares = ", ".join(f"`{path}` {share:.0%}" for path, share in importances.items())
     return (
-        f"**Which setting matters?** [Compare the trials]({compare}): the chart of parallel coordinates has a line a "
-        "trial; `pictures/` holds the importances, each trial by its settings, and how far the search has come.\n\n"
+        f"**Which setting matters?** {shares or 'Too few trials are complete to say.'}\n\n"
+        f"**Best:** {found}. [Compare the complete trials]({compare}), or see `pictures/` below Artifacts.\n\n"
         f"```\n{text}\n```\n\nTo take the best, put this in place of the YAML's blocks (`best.yaml`):\n\n"
         f"```yaml\n{yaml_text}```\n"
     )

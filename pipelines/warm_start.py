@@ -1,8 +1,9 @@
 """What a training begins from: the champion's weights, or none, and why.
 
-A warm start learns from the days after those that its start has learned from, and from no other: ids that are seen
-again are learned by heart. So it never begins from a version that knows a day of its own validation: what is chosen
-there would be chosen on rows that were learned.
+A warm start learns from the days after those that its start has learned from, and again from a sample of those: of new
+days alone it would learn these by heart, and the whole window again would cost as much as a cold start. It is judged on
+new days alone, so it never begins from a version that knows a day of its own validation: what is chosen there would be
+chosen on rows that were learned.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from pathlib import Path
 
 from pipelines.config import Recommender
 from pipelines.registry import Registry, Version
-from pipelines.split import Split
+from pipelines.split import Part, Replay, Split
+from pipelines.tables import Tables
 from recsys_moe import checkpoint
 from recsys_moe.config import ModelConfig
 from recsys_moe.encoding.growing import check_same_shape
@@ -41,6 +43,17 @@ class Start:
             return split
         through = self.version.through
         return replace(split, days=tuple(day for day in split.days if day > through))
+
+    def replaying(self, split: Split, tables: Tables, *parts: Part) -> Split:
+        """The split with, of the days that it knows, `training.warm_start.replay` rows for every new one to learn."""
+        settings = split.config.training.warm_start
+        if self.version is None or settings is None:
+            return split
+        through, days = self.version.through, split.days_of(*parts)
+        known = tables.count("examples", [day for day in days if day <= through])
+        new = tables.count("examples", days) - known
+        share = settings.replay * new / known if known else 0.0
+        return replace(split, replay=Replay(through, share))
 
 
 def start_of(config: Recommender, registry: Registry, split: Split) -> Start:

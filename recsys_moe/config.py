@@ -6,7 +6,7 @@ model can be built again from its folder alone.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
@@ -128,7 +129,8 @@ class Experts(Frozen):
 
     `shared` experts run every row for every task, `per_task` ones for one task's gate, the `per_segment` one is the
     row's segment's (a low-rank change of shared expert 0), and of the `routed` ones a gate chooses `top_k`.
-    `dispatch: sparse` runs the chosen ones alone, `dense` all of them, `auto` times both where training starts.
+    `dispatch: sparse` runs the chosen ones alone, `dense` all of them, `auto` times both where training starts. With
+    `embedding_sets` above 1 each expert reads one of so many parts of every embedding, see `embedding_sets`.
     """
 
     shared: NonNegativeInt = 1
@@ -139,6 +141,7 @@ class Experts(Frozen):
     hidden: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (64, 32)
     segment_rank: PositiveInt = 8
     dispatch: Literal["auto", "dense", "sparse"] = "auto"
+    embedding_sets: PositiveInt = 1
 
 
 class Gating(Frozen):
@@ -196,20 +199,33 @@ class ModelConfig(Frozen):
         return tuple(dict.fromkeys([*(feature.name for feature in self.features), *segments]))
 
 
+class WarmStart(Frozen):
+    """How a training goes on from the champion's weights, with the rows of the days that the champion has not seen.
+
+    For every new row `replay` older ones are learned again, so that what is learned of one day does not undo the rest.
+    The result is the mean of the champion's weights, as a share of `keep`, and of those that were learned.
+    """
+
+    replay: NonNegativeFloat = 3.0
+    keep: Share = 0.5
+
+
 class TrainingConfig(Frozen):
     """How a model is fitted. Shares are of rows, `learning_rate_decay` of steps: the last ones, in which rates fall.
 
     `early_stopping` is how many validations without a lower loss end the training, `validations` how many there are
     an epoch. `loss_weights: static` takes those of the tasks, `uncertainty` learns them (Kendall et al. 2018),
-    `gradnorm` balances the tasks' gradients (Chen et al. 2018). `warm_start` begins with the champion's weights.
-    `buffer_rows` are held in memory and shuffled together. A checkpoint to resume from is written every
-    `checkpoint_minutes`.
+    `gradnorm` balances the tasks' gradients (Chen et al. 2018). With `fresh_tables` every epoch begins with new
+    embeddings, as ids that are seen twice overfit (Liu et al. 2023). `warm_start` begins with the champion's weights
+    (`true` for its usual settings). `buffer_rows` are held in memory and shuffled together. A checkpoint to resume from
+    is written every `checkpoint_minutes`.
     """
 
     epochs: PositiveInt = 1
     batch_size: PositiveInt = 4096
     learning_rate: PositiveFloat = 2e-3
     embedding_learning_rate: PositiveFloat = 0.05
+    fresh_tables: bool = False
     warm_up_steps: PositiveInt = 10
     learning_rate_decay: Share = 0.5
     weight_decay: NonNegativeFloat = 0.0
@@ -220,10 +236,21 @@ class TrainingConfig(Frozen):
     hide_ids: Share = 0.02
     hide_segments: Share = 0.05
     segment_decay: Share = 1e-3
-    warm_start: bool = False
+    warm_start: WarmStart | None = None
     checkpoint_minutes: PositiveFloat = 5.0
     buffer_rows: PositiveInt = 262_144
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: NonNegativeInt = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: PositiveInt | None = None
+
+    @field_validator("warm_start", mode="before", json_schema_input_type=WarmStart | bool | None)
+    @classmethod
+    def _true_for_the_usual(cls, value: Any) -> Any:
+        return {True: WarmStart(), False: None}[value] if isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _keep_or_forget(self) -> Self:
+        if self.fresh_tables and self.warm_start and self.epochs > 1:
+            raise ValueError("fresh_tables would forget the embeddings that warm_start takes over: leave out one")
+        return self

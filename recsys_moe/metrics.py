@@ -24,7 +24,7 @@ def gauc(labels: Floats, scores: Floats, users: NDArray[Any]) -> float:
         return float("nan")
     _, user = np.unique(users, return_inverse=True)
     positive = np.asarray(labels) > 0.5
-    rank = _ranks_within(user, np.asarray(scores))
+    rank = ranks_within(user, np.asarray(scores))
     rows = np.bincount(user)
     positives = np.bincount(user, positive)
     rank_sum = np.bincount(user, rank * positive)
@@ -69,7 +69,7 @@ def ece(labels: Floats, probabilities: Floats, bins: int = 20) -> float:
     return float(np.abs(np.add.reduceat(gaps, edges[:-1])).sum() / len(gaps))
 
 
-def _ranks_within(group: NDArray[np.int64], scores: Floats) -> NDArray[np.float64]:
+def ranks_within(group: NDArray[np.int64], scores: Floats) -> NDArray[np.float64]:
     """Rank of each row among its group's, from 1; tied rows share the mean of their ranks."""
     order = np.lexsort((scores, group))
     sorted_group, sorted_scores = group[order], scores[order]

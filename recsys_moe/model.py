@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from recsys_moe.batch import Batch
 from recsys_moe.config import ModelConfig, SampledNegatives, Task
+from recsys_moe.embedding_sets import read_own_sets
 from recsys_moe.errors import UserError
 from recsys_moe.experts import ExpertBank
 from recsys_moe.gates import Gates, Routing
@@ -35,6 +36,8 @@ class RankingModel(nn.Module):
         sizes = config.experts
         self.input_dim = input_dim = len(vocab_sizes) * config.embedding_dim + num_dense
         self.experts = ExpertBank(config, input_dim, num_segments)
+        if sizes.embedding_sets > 1:
+            read_own_sets(self.experts, len(vocab_sizes), config.embedding_dim, sizes.embedding_sets)
         self.gates = Gates(self.experts.layout, input_dim, num_segments, sizes.top_k, config.gates)
         self.towers = Towers(len(config.tasks), (sizes.hidden[-1], *config.towers, 1))
         self.ancestry: Tensor

@@ -9,10 +9,20 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SESSION_VARIABLE = "RECSYS_MOE_TEST_SESSION"
 SECONDS_TO_END = 5
+
+
+settings.register_profile("few", max_examples=5)
+settings.register_profile("many", max_examples=25)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Properties that say no number of examples are tried on few where slow tests are left out, as in `make test`."""
+    settings.load_profile("few" if config.option.markexpr == "not slow" else "many")
 
 
 @pytest.fixture(scope="session")

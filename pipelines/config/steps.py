@@ -32,6 +32,13 @@ class ModelShape(Frozen):
     def _with_the_presets_values(cls, value: Any) -> Any:
         return with_preset(value) if isinstance(value, dict) else value
 
+    @model_validator(mode="after")
+    def _sets_divide_embeddings(self) -> Self:
+        if self.embedding_dim % self.experts.embedding_sets:
+            sets = self.experts.embedding_sets
+            raise ValueError(f"experts.embedding_sets {sets} does not divide embedding_dim {self.embedding_dim}")
+        return self
+
     @field_validator("experts")
     @classmethod
     def _enough_to_choose_from(cls, value: Experts) -> Experts:

@@ -103,6 +103,11 @@ class Tables:
         """One day's rows; empty where the day has none."""
         return self.dataset(name).to_table(filter=pc.field("ds") == ds, columns=columns)
 
+    def count(self, name: TableName, days: Iterable[date]) -> int:
+        """How many rows some days have together; Parquet's footers tell it."""
+        dataset = self.dataset(name)
+        return int(dataset.count_rows(filter=pc.field("ds").isin(pa.array(days, pa.date32()))))
+
     def read_blocks(
         self, name: TableName, ds: date, columns: list[str] | None = None, coded: Collection[str] = ()
     ) -> Iterator[pa.RecordBatch]:

@@ -125,6 +125,7 @@ class _Run:
         self.history: list[Record] = []
         self.validations: list[float] = []
         self.means = Means(self.tasks)
+        self.start: Ranker | None = None
         self.folder: states.StateFolder | None = None
         self.dispatch = ""
         self.saved_at = time.monotonic()
@@ -133,6 +134,7 @@ class _Run:
     def prepare(self, start: Ranker | None, state: Path | None, resume: bool) -> None:
         """Begin anew, with the weights of `start`, or where a checkpoint stands."""
         found = None
+        self.start = start
         if state is not None:
             rows = [loader.num_rows for loader in (self.loader, self.validation) if loader is not None]
             trainer = self.trainer
@@ -150,6 +152,8 @@ class _Run:
         """Train to the end, or until validations get no better."""
         while self.trainer.step < self.trainer.steps and not self._is_over():
             epoch, first = divmod(self.trainer.step, self.loader.steps)
+            if self.training.fresh_tables and epoch and not first:
+                self.trainer.tables.draw(self.training.seed, epoch)
             with closing(self.loader.batches(epoch, first)) as batches:
                 for seen in self.trainer.train(batches, epoch):
                     self._after_step(seen, epoch)
@@ -158,10 +162,12 @@ class _Run:
 
     def _after_step(self, seen: Seen, epoch: int) -> None:
         """Record, validate, end the epoch and write a checkpoint: in this order, so that it knows all of that."""
-        step = self.trainer.step
+        step, warm = self.trainer.step, self.training.warm_start
         self.means.add(seen.sums, seen.counts)
         if self.on_step is not None:
             self.on_step({"step": step, "epoch": epoch, **self._step_record(seen)})
+        if self.start is not None and warm is not None and step % self.loader.steps == 0:
+            self.trainer.keep_of(self.start, warm.keep)
         validated: Record = {}
         if step - epoch * self.loader.steps in self.validate_after:
             validated = self._validate(epoch)

@@ -140,14 +140,15 @@ class Tables:
         self.sums = _here({key: states[_name(key)][f"{key}.momentum1"] for key in self.weights})
 
     @torch.no_grad()
-    def draw(self, seed: int) -> None:
-        """Start every table uniform in ±`INIT_RANGE`, from a generator of its own."""
+    def draw(self, seed: int, epoch: int = 0) -> None:
+        """Start every table uniform in ±`INIT_RANGE`, from a generator of its own, as if it had never learned."""
         for number, key in enumerate(self.keys):
             if key in self.weights:
-                own = int(np.random.SeedSequence((seed, number)).generate_state(1, np.uint64)[0])
+                own = int(np.random.SeedSequence((seed, number, epoch)).generate_state(1, np.uint64)[0])
                 generator = torch.Generator().manual_seed(own)
                 for rows in torch.split(self.weights[key], DRAWN_ROWS):
                     rows.copy_(torch.empty(rows.shape).uniform_(-INIT_RANGE, INIT_RANGE, generator=generator))
+                self.sums[key].zero_()
 
     def whole_weights(self) -> Tensor:
         """[rows of all tables, dim] in every process, on the CPU."""

@@ -26,7 +26,7 @@ from recsys_moe.training.records import Means
 from recsys_moe.training.schedule import rate_share
 from recsys_moe.training.sharding import Tables, shard
 from recsys_moe.training.trouble import memory_errors_explained
-from recsys_moe.training.warm_start import take_over
+from recsys_moe.training.warm_start import move_towards, take_over
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +74,11 @@ class Trainer:
     def start_from(self, start: Ranker) -> None:
         """Begin with the weights of a fitted model. See `warm_start.take_over`."""
         take_over(start, self.encoder, self.model, self.tables)
+
+    def keep_of(self, start: Ranker, share: float) -> None:
+        """Make `start` a share of all weights. See `warm_start.move_towards`."""
+        self._way.pause()
+        move_towards(start, share, self.encoder, self.model, self.tables)
 
     def settle_dispatch(self, known: str | None = None) -> str:
         """Choose how routed experts are computed; of several processes the first one decides.

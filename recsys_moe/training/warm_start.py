@@ -37,18 +37,30 @@ def take_over(start: Ranker, encoder: Encoder, model: RankingModel, tables: Tabl
     """
     _check(start, encoder)
     old_sizes = list(start.encoder.vocab_sizes)
-    old_weights = torch.split(start.model.state_dict()["embeddings.weight"], old_sizes)
     old_sums = None if start.table_sums is None else torch.split(start.table_sums, old_sizes)
     for number, key in enumerate(tables.keys):
+        if key in tables.weights and old_sums is not None:
+            tables.sums[key][: old_sizes[number]].copy_(old_sums[number])
+    move_towards(start, 1.0, encoder, model, tables)
+
+
+@torch.no_grad()
+def move_towards(start: Ranker, share: float, encoder: Encoder, model: RankingModel, tables: Tables) -> None:
+    """Move the weights of `model` and its `tables` a share of the way to what `take_over` copies from `start`.
+
+    The mean of the weights of two models that have their beginning in common is often better than both (Izmailov et al.
+    2018): what each has learned by heart of its own rows weighs less.
+    """
+    old_weights = torch.split(start.model.state_dict()["embeddings.weight"], list(start.encoder.vocab_sizes))
+    for key, old in zip(tables.keys, old_weights, strict=True):
         if key in tables.weights:
-            table, size = tables.weights[key], old_sizes[number]
-            table.copy_(old_weights[number][0])
-            table[:size].copy_(old_weights[number])
-            if old_sums is not None:
-                tables.sums[key][:size].copy_(old_sums[number])
+            table = tables.weights[key]
+            old = old.to(table.device)
+            table[: len(old)].lerp_(old, share)
+            table[len(old) :].lerp_(old[0].expand_as(table[len(old) :]), share)
     for name, part in model.named_children():
         if name != "embeddings":
-            _copy_part(name, part.state_dict(prefix=f"{name}."), start, encoder)
+            _move_part(name, part.state_dict(prefix=f"{name}."), start, share, encoder)
 
 
 def _check(start: Ranker, encoder: Encoder) -> None:
@@ -73,7 +85,7 @@ def _check_equal(where: str, before: object, now: object) -> None:
         )
 
 
-def _copy_part(name: str, now: dict[str, Tensor], start: Ranker, encoder: Encoder) -> None:
+def _move_part(name: str, now: dict[str, Tensor], start: Ranker, share: float, encoder: Encoder) -> None:
     before = {key: tensor for key, tensor in start.model.state_dict().items() if key in now}
     known = [n for n, segment in enumerate(encoder.segment_names) if segment in start.encoder.segment_names]
     theirs = [start.encoder.segment_names.index(encoder.segment_names[n]) for n in known]
@@ -88,4 +100,4 @@ def _copy_part(name: str, now: dict[str, Tensor], start: Ranker, encoder: Encode
         log.warning("warm start: %s are of another shape than those of the model to start from; they begin anew", name)
         return
     for tensor, at, old in pairs:
-        tensor[at] = old.to(tensor.device)
+        tensor[at] = tensor[at].lerp(old.to(tensor.device), share)

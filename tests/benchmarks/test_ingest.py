@@ -12,6 +12,14 @@ from benchmarks import ingest
 ROWS = 3000
 
 
+@pytest.fixture(params=["here", pytest.param("alone", marks=[pytest.mark.slow, pytest.mark.timeout(300)])])
+def measured(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where work is measured: in this process, or as it should be, each in a process of its own."""
+    if request.param == "here":
+        monkeypatch.setattr(ingest, "_alone", ingest._measured)
+
+
+@pytest.mark.usefixtures("measured")
 def test_it_measures_all_it_promises(tmp_path: Path) -> None:
     result = ingest.run(rows=ROWS, many=2, rounds=1, folder=tmp_path)
     assert result["rows"] == ROWS

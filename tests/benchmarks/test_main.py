@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -38,16 +37,16 @@ def test_the_list_needs_no_torch(project_root: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-TINY = ["tasks-correlation", "--repeats", "2", "--steps", "20"]
+def test_what_a_benchmark_prints_is_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def chatty(**options: object) -> dict[str, object]:
+        print("half-way")
+        return {"repeats": options["repeats"]}
 
-
-def test_json_is_one_line_and_progress_goes_elsewhere(project_root: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks", *TINY, "--json"]
-    done = subprocess.run(command, cwd=project_root, capture_output=True, text=True, timeout=110)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert json.loads(done.stdout)["benchmark"] == "tasks-correlation"
-    assert "learning rate" in done.stderr
+    monkeypatch.setattr("benchmarks.tasks_correlation.run", chatty)
+    assert main(["tasks-correlation", "--repeats", "2", "--json"]) == 0
+    assert capsys.readouterr() == ('{"repeats": 2}\n', "half-way\n")
 
 
 def test_what_a_user_gets_wrong_exits_2(capsys: pytest.CaptureFixture[str]) -> None:

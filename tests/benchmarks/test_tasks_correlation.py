@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from benchmarks import tasks_correlation as experiment
+from benchmarks.__main__ import main
 from benchmarks.tasks_correlation import CORRELATIONS, MODELS, Stack, Worlds
 
 REPEATS = 2
@@ -104,9 +106,14 @@ def test_a_run_reports_every_model_at_every_correlation(tiny: tuple[dict[str, An
     assert all(name in experiment.table(result) for name in MODELS)
 
 
-def test_the_same_seed_gives_the_same_result(tiny: tuple[dict[str, Any], Path]) -> None:
-    again = experiment.run(repeats=REPEATS, steps=experiment.POINTS, seed=3)
-    assert again | {"seconds": 0} == tiny[0] | {"seconds": 0}
+def test_the_same_seed_gives_the_same_result_and_the_command_prints_it_as_a_line(
+    tiny: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    sizes = ["--repeats", str(REPEATS), "--steps", str(experiment.POINTS), "--seed", "3"]
+    assert main(["tasks-correlation", *sizes, "--json"]) == 0
+    (line,) = capfd.readouterr().out.splitlines()
+    assert json.loads(line) | {"seconds": 0} == tiny[0] | {"seconds": 0}
+    assert "learning rate" in caplog.text
 
 
 def test_the_interval_is_students() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import warm_start
-from benchmarks.warm_start import run, steps_share, table
+from benchmarks.warm_start import mean_curve, run, steps_share, table
 from recsys_moe.errors import UserError
 
 
@@ -20,6 +20,10 @@ def test_the_share_is_of_the_cold_runs_steps() -> None:
     assert steps_share(cold, curve(0.6, 0.5)) == 0.5
     assert steps_share(cold, curve(0.4, 0.6)) == 0.25
     assert steps_share(cold, curve(0.6, 0.51)) is None
+
+
+def test_curves_of_seeds_are_taken_together() -> None:
+    assert mean_curve([curve(0.9, 0.7), curve(0.7, 0.6)]) == pytest.approx(curve(0.8, 0.65))
 
 
 def test_too_little_says_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call_step, small_demo
+from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, Played, call_step, small_demo, without_pictures
 
 
 @pytest.fixture(scope="session")
@@ -16,8 +16,7 @@ def played(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iter
     path = small_demo(tmp_path_factory.mktemp("loop"), project_root)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        nights = {
-            night: call_step("run", "--config", path, "--as-of", night.isoformat())
-            for night in (FIRST_NIGHT, SECOND_NIGHT)
-        }
-        yield Played(path, nights)
+        with without_pictures():
+            first = call_step("run", "--config", path, "--as-of", FIRST_NIGHT.isoformat())
+        second = call_step("run", "--config", path, "--as-of", SECOND_NIGHT.isoformat())
+        yield Played(path, {FIRST_NIGHT: first, SECOND_NIGHT: second})

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from typer.testing import CliRunner
 
 from pipelines import config as recommenders
 from pipelines.cli import app
 from pipelines.config import Recommender
+from pipelines.registry import Run
 
 FIRST_NIGHT, SECOND_NIGHT = date(2026, 1, 4), date(2026, 1, 5)
 
@@ -47,6 +51,14 @@ def small_demo(folder: Path, project_root: Path, name: str = "small") -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")
     return path
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Where no test looks at them: a quarter of a night goes into drawing."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "picture", lambda *_: None)
+        yield
 
 
 def call(*arguments: str | Path) -> tuple[int, str, str]:

@@ -47,4 +47,5 @@ def test_twelve_real_days(project_root: Path, shared_data: Path, tmp_path: Path,
     assert (result["score"]["users"], result["score"]["rows"]) == (27_285, 27_285 * 20)
     Registry(recommenders.load(path))  # mlflow now looks into this recommender's store
     model = mlflow.pyfunc.load_model("models:/kuairand@champion")
-    assert [column.name for column in model.metadata.get_output_schema()] == ["click", "long_view", "like"]
+    helpers = ["watched_3s", "watched_7s", "watched_20s", "watched_60s", "profile"]
+    assert [column.name for column in model.metadata.get_output_schema()] == ["click", "long_view", "like", *helpers]

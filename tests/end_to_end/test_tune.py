@@ -51,12 +51,13 @@ def _events(config: Path) -> list[dict[str, Any]]:
 
 
 def _killed_in_trial(config: Path, ended: int) -> None:
-    """Start a search, and kill it when so many trials have ended and the next has its values."""
+    """Start a search, and kill it when so many trials have ended and the next has told of its first validation."""
     with subprocess.Popen(_command(config), env=os.environ | {"OMP_NUM_THREADS": "1"}) as process:
         while process.poll() is None:
-            text = [json.dumps(event) for event in _events(config)]
-            values = sum('"param_name"' in line for line in text)
-            if sum('"values": [' in line for line in text) >= ended and values >= 5 * (ended + 1):
+            events = _events(config)
+            over = {event["trial_id"] for event in events if event.get("values") and "trial_id" in event}
+            running = {event["trial_id"] for event in events if "intermediate_value" in event} - over
+            if len(over) >= ended and running:
                 process.send_signal(signal.SIGKILL)
             time.sleep(0.05)
         assert process.wait() == -signal.SIGKILL

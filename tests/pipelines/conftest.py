@@ -68,7 +68,7 @@ class Tiny:
         raw = {key: value for key, value in (CONFIG | changes).items() if value is not None}
         path = self.folder / "configs" / "tiny.yaml"
         path.parent.mkdir(exist_ok=True)
-        path.write_text(yaml.safe_dump(raw), encoding="utf-8")
+        path.write_text(yaml.dump(raw, Dumper=yaml.CSafeDumper), encoding="utf-8")
         return load(path)
 
     @staticmethod
@@ -114,7 +114,11 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Tiny:
 @pytest.fixture(scope="session")
 def store(tmp_path_factory: pytest.TempPathFactory) -> str:
     """An MLflow store for all tests that ask for it, since making one takes seconds."""
-    return f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    from mlflow.tracking import MlflowClient  # most files here do without
+
+    uri = f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db"
+    MlflowClient(uri).search_experiments()
+    return uri
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from pipelines.expert_health import KNOCK_OUT_ROWS, ExpertHealth, _drawn
 from recsys_moe.checkpoint import Ranker, empty_model
@@ -18,6 +19,7 @@ def health(preset: str) -> ExpertHealth:
         experts=Experts(**{**values["experts"], "hidden": (8,)}), gates=Gating(**values.get("gates", {}))
     )
     encoder = Encoder.fit(config, raw_rows(200).to_batches())
+    torch.manual_seed(0)
     return ExpertHealth.of(Ranker(encoder, empty_model(encoder).eval()), raw_rows(200))
 
 

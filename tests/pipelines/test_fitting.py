@@ -6,7 +6,8 @@ import pytest
 
 from pipelines.fitting import _Reports, curve
 from pipelines.progress import Progress
-from pipelines.registry import Registry, Run
+from pipelines.registry import Registry
+from pipelines.runs import Run
 from tests.pipelines.conftest import Tiny
 
 

@@ -63,17 +63,18 @@ def _of_key(known: pd.DataFrame, row: pd.Series[Any], key: tuple[str, ...]) -> p
 
 def _of_row(log: pd.DataFrame, row: pd.Series[Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
+    windows = {(days, delay): _known(log, row, days, delay) for days in DAYS for delay in {0, *DELAYS.values()}}
     for key in KEYS:
         for days in DAYS:
             name = f"{'_x_'.join(key)}_{days}d"
-            found[f"{name}_rows"] = float(len(_of_key(_known(log, row, days), row, key)))
+            found[f"{name}_rows"] = float(len(_of_key(windows[days, 0], row, key)))
             for task, delay in DELAYS.items():
-                known = _known(log, row, days, delay)
+                known = windows[days, delay]
                 everyone = known[f"label_{task}"].dropna()
                 hits = _of_key(known, row, key)[f"label_{task}"].dropna()
                 rate = everyone.mean() if len(everyone) else np.nan
                 found[f"{name}_{task}_rate"] = (hits.sum() + SMOOTHING * rate) / (len(hits) + SMOOTHING)
-        last = _of_key(_known(log, row, max(DAYS)), row, key)["event_day"].max()
+        last = _of_key(windows[max(DAYS), 0], row, key)["event_day"].max()
         found[f"{'_x_'.join(key)}_days_since_last"] = np.nan if pd.isna(last) else float((row["event_day"] - last).days)
     return found | {name: _list(log, row, *one) for name, one in RECENT.items()}
 
@@ -157,7 +158,7 @@ def frame_of(events: list[tuple[Any, ...]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
-SMALL = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SMALL = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @SMALL

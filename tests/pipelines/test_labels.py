@@ -21,7 +21,7 @@ from recsys_moe.errors import UserError
 
 START = date(2026, 1, 1)
 DAYS = 7
-SMALL = settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SMALL = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 Rows = list[dict[str, Any]]
 Labels = dict[int, dict[str, float | None]]
 
@@ -258,7 +258,7 @@ def test_no_outcome_counts_twice(tiny: Any, rows: Rows, news: Rows) -> None:
     assert sum(row["buy"] or 0 for row in found.values()) <= len(news)
 
 
-@settings(SMALL, max_examples=40)
+@settings(SMALL, max_examples=4 * SMALL.max_examples)
 @given(SHOWN, CAME, SHOWN, CAME, st.permutations(range(DAYS)), st.integers(0, DAYS - 1))
 def test_days_may_come_in_any_order_and_again(
     tiny: Any, rows: Rows, news: Rows, old_rows: Rows, old_news: Rows, order: list[int], number: int

@@ -17,6 +17,7 @@ from pipelines.tables import Tables
 from pipelines.train import train
 from recsys_moe.config import Feature
 from recsys_moe.errors import UserError
+from tests.pipelines.conftest import Tiny
 
 ROWS = 4000
 EVERY = {"split": {"by": "random", "validation": 0.1, "test": 0.1, "seed": 1}}
@@ -40,6 +41,21 @@ def alone(kind: str, values: Any, label: np.ndarray, users: np.ndarray | None = 
     (found,) = leaks.rank_alone(rows, [feature], {"click": "label_click"}, "user")
     assert (found.task, found.feature) == ("click", "f")
     return found.auc
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A recommender whose days are prepared and only looked at."""
+    tiny = Tiny(tmp_path_factory.mktemp("plain"))
+    examples(tiny, evaluation=EVERY)
+    return tiny
+
+
+def asked(plain: Tiny, **limits: float) -> tuple[Any, Tables, Split]:
+    """What to look at, with other limits."""
+    config = plain(evaluation=EVERY, leaks=limits)
+    tables = Tables(config.storage)
+    return config, tables, Split.of(config, tables.days("examples"), plain.day(2))
 
 
 @pytest.fixture
@@ -131,14 +147,14 @@ def test_a_training_says_so_each_time_it_is_asked_for(tiny: Any) -> None:
     assert tags["leaks"] == first["warnings"][0]
 
 
-def test_a_limit_can_be_set(tiny: Any) -> None:
-    assert leaks.check(*examples(tiny, evaluation=EVERY)) == []
-    assert leaks.check(*examples(tiny, evaluation=EVERY, leaks={"warn_auc": 0.501}))
+def test_a_limit_can_be_set(plain: Tiny) -> None:
+    assert leaks.check(*asked(plain)) == []
+    assert leaks.check(*asked(plain, warn_auc=0.501))
 
 
-def test_of_many_rows_a_sample_is_looked_at(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_a_sample_is_looked_at(plain: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(leaks, "SAMPLE", 60)
-    found = leaks.suspicious(*examples(tiny, evaluation=EVERY, leaks={"warn_auc": 0.501}))
+    found = leaks.suspicious(*asked(plain, warn_auc=0.501))
     assert found
     assert 40 <= found[0].rows <= 60
 
@@ -150,20 +166,17 @@ def born(tiny: Any, after: int) -> None:
     tiny.write("items.csv", "item,price,tags,born\n" + items)
 
 
-def test_a_date_after_the_event_is_refused(tiny: Any) -> None:
+def test_a_date_after_the_event_is_refused_where_the_limit_does_not_allow_it(tiny: Any) -> None:
     born(tiny, 1)
+    found = examples(tiny, evaluation=EVERY)
     with pytest.raises(UserError) as caught:
-        leaks.refuse_future(*examples(tiny, evaluation=EVERY))
+        leaks.refuse_future(*found)
     said = str(caught.value)
     assert said.startswith("features.numeric.age: born lies after the event's day in ")
     assert "(2027-01-01 for an event on 2026-01-01, say)" in said
     assert "more than leaks.max_future 5.0%" in said
     assert "\n" not in said
-
-
-def test_a_few_dates_after_the_event_pass_where_the_limit_allows(tiny: Any) -> None:
-    born(tiny, 1)
-    leaks.refuse_future(*examples(tiny, evaluation=EVERY, leaks={"max_future": 0.5}))
+    leaks.refuse_future(tiny(evaluation=EVERY, leaks={"max_future": 0.5}), *found[1:])
 
 
 def test_the_day_of_the_event_itself_is_not_the_future(tiny: Any) -> None:

@@ -36,3 +36,18 @@ def test_the_newest_come_first_and_repeat_and_ties_go_by_value(tiny: Any, rows_o
 def test_a_task_and_a_window_leave_rows_out(tiny: Any, rows_of: RowsOf) -> None:
     log = [["u0,i0,0,1"], ["u0,i1,0,0", "u0,i2,1,1", "u0,i3,2,"], ["u0,i4,0,1"]]
     assert lists(tiny, rows_of, log, last=5, days=1, task="click") == [["i2"]]
+
+
+def test_times_in_a_zone_of_the_recommenders_own_are_kept(tiny: Any, rows_of: RowsOf) -> None:
+    tiny.log(0, [f"u0,i{number},{tiny.at(0, second)},home,1,0" for number, second in ((1, 3), (2, 9), (3, 6))])
+    tiny.log(1, [f"u0,i0,{tiny.at(1, 0)},home,1,0"])
+    columns = {"user": "user", "item": "item", "timestamp": {"name": "at", "unit": "s"}, "timezone": "Asia/Shanghai"}
+    recent = {"key": "user", "of": "item", "last": 2}
+    features = {"categorical": ["user", "hour"], "history": {"keys": ["user"], "days": [1], "recent": [recent]}}
+    config = tiny(columns=columns, features=features)
+    for number in range(2):
+        ingest(config, tiny.day(number))
+        prepare(config, tiny.day(number))
+    (row,) = rows_of(config, "examples", tiny.day(1)).to_dict("records")
+    assert list(row["user_last_2_item"]) == ["i2", "i3"]
+    assert row["hour"] == "8"

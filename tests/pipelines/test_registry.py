@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,24 +13,32 @@ from pipelines.registry import Registry, tracking_uri
 
 
 def test_two_recommenders_in_one_process_each_have_their_own_store(
-    tiny: Callable[..., Recommender], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Recommender], store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     config = tiny()
     elsewhere = config.model_copy(update={"storage": str(tmp_path / "elsewhere" / "tables")})
-    Registry(config)
-    assert Registry(elsewhere).uri == tracking_uri(elsewhere) == f"sqlite:///{tmp_path}/elsewhere/mlflow/mlflow.db"
+    for one in (config, elsewhere):  # made already: making a store takes seconds
+        path = Path(tracking_uri(one).removeprefix("sqlite:///"))
+        path.parent.mkdir(parents=True)
+        shutil.copy(store.removeprefix("sqlite:///"), path)
+    first, second = Registry(config), Registry(elsewhere)
+    run = first.client.create_run(first.experiment_id)
+    assert [found.info.run_id for found in first.client.search_runs([first.experiment_id])] == [run.info.run_id]
+    assert second.client.search_runs([second.experiment_id]) == []
+    assert second.uri == tracking_uri(elsewhere) == f"sqlite:///{tmp_path}/elsewhere/mlflow/mlflow.db"
 
 
 def test_a_server_in_the_environment_comes_first(
-    tiny: Callable[..., Recommender], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Recommender], store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/asked_for.db")
-    assert Registry(tiny()).uri == f"sqlite:///{tmp_path}/asked_for.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    config = tiny()
+    assert Registry(config).uri == store != f"sqlite:///{config.workspace}/mlflow/mlflow.db"
 
 
 def test_there_is_no_champion_before_the_first_promotion(
-    tiny: Callable[..., Recommender], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Callable[..., Recommender], store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/empty.db")
-    assert Registry(tiny()).champion() is None
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    assert Registry(tiny(name="never_promoted")).champion() is None

@@ -1,4 +1,4 @@
-"""The folder of a training: whose it is, when it stays and when it goes."""
+"""The folder of a training or search: whose it is, when it stays and when it goes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def config(tiny: Callable[..., Recommender]) -> Recommender:
 
 def fail_in(config: Recommender, fingerprint: str = "abc") -> Path:
     """A training that writes something and fails."""
-    with suppress(ZeroDivisionError), scratch_of(config, fingerprint, resume=True) as folder:
+    with suppress(ZeroDivisionError), scratch_of(config, "train", fingerprint, resume=True) as folder:
         (folder / "state").mkdir()
         raise ZeroDivisionError
     return folder
@@ -33,7 +33,7 @@ def fail_in(config: Recommender, fingerprint: str = "abc") -> Path:
 def is_taken(config: Recommender, fingerprint: str = "abc") -> bool:
     """Whether another process is at it."""
     try:
-        with scratch_of(config, fingerprint, resume=True):
+        with scratch_of(config, "train", fingerprint, resume=True):
             return False
     except TryAgainError as error:
         return f"train-{fingerprint}: another process is at this very training" in str(error)
@@ -41,19 +41,19 @@ def is_taken(config: Recommender, fingerprint: str = "abc") -> bool:
 
 def test_it_stays_where_a_training_fails_and_goes_when_it_succeeds(config: Recommender) -> None:
     fail_in(config)
-    with scratch_of(config, "abc", resume=True) as folder:
+    with scratch_of(config, "train", "abc", resume=True) as folder:
         assert (folder / "state").is_dir()
     assert not folder.exists()
 
 
 def test_without_resume_it_is_empty(config: Recommender) -> None:
     fail_in(config)
-    with scratch_of(config, "abc", resume=False) as folder:
+    with scratch_of(config, "train", "abc", resume=False) as folder:
         assert not (folder / "state").exists()
 
 
 def test_one_training_has_one_process(config: Recommender) -> None:
-    with scratch_of(config, "abc", resume=True):
+    with scratch_of(config, "train", "abc", resume=True):
         assert is_taken(config)
         assert not is_taken(config, "other")
     assert not is_taken(config)
@@ -68,7 +68,7 @@ def test_the_lock_of_a_killed_process_does_not_stand(config: Recommender, projec
         process.stdout.readline()
         assert is_taken(config)
         process.kill()
-    with scratch_of(config, "abc", resume=True) as again:
+    with scratch_of(config, "train", "abc", resume=True) as again:
         assert (again / "state").is_dir()
 
 
@@ -77,7 +77,7 @@ def test_what_others_left_goes_after_days(config: Recommender) -> None:
     before = time.time() - 3 * 86400
     for path in (old, *old.iterdir()):
         os.utime(path, (before, before))
-    with scratch_of(config, "abc", resume=True):
+    with scratch_of(config, "train", "abc", resume=True):
         assert not old.exists()
         assert new.exists()
 
@@ -87,7 +87,7 @@ def test_an_old_one_is_gone_on_with(config: Recommender) -> None:
     before = time.time() - 3 * 86400
     for path in (folder, *folder.iterdir()):
         os.utime(path, (before, before))
-    with scratch_of(config, "abc", resume=True):
+    with scratch_of(config, "train", "abc", resume=True):
         assert (folder / "state").is_dir()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from pipelines.catalog import Sides, model_config
 from pipelines.config import Recommender, feature_columns
-from pipelines.split import Split
+from pipelines.split import Replay, Split, sample
 from pipelines.tables import Tables
 from recsys_moe.config import SampledNegatives
 from tests.pipelines.conftest import Tiny
@@ -95,6 +96,28 @@ def test_draws_are_by_content_and_seed(prepared: Tiny) -> None:
 def test_all_rows_are_learned_from_without_sampling_or_with_a_share_of_1(prepared: Tiny) -> None:
     assert len(learned(recommender(prepared, share=1.0), "train")) == ROWS
     assert len(learned(prepared(evaluation={"split": TIME}), "train")) == ROWS
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 2.0])
+def test_of_days_that_were_learned_from_a_share_is_replayed(prepared: Tiny, share: float) -> None:
+    config = recommender(prepared, share=1.0)
+    tables = Tables(config.storage)
+    split = replace(Split.of(config, tables.days("examples"), Tiny.day(2)), replay=Replay(Tiny.day(0), share))
+    rows = pa.concat_tables(split.rows_to_learn(tables, "train", "validation", columns=["event_time", "label_click"]))
+    days = rows["event_time"].to_numpy().astype("datetime64[D]")
+    assert rows.column_names == ["event_time", "label_click"]
+    assert (days == np.datetime64(Tiny.day(0))).sum() == pytest.approx(min(share, 1.0) * ROWS, rel=0.1)
+    assert (days == np.datetime64(Tiny.day(1))).sum() == ROWS
+
+
+def test_what_is_replayed_is_drawn_by_content_and_anew_every_day(prepared: Tiny) -> None:
+    config = recommender(prepared)
+    draws = [
+        sample(config, rows, 0.3, as_of) for rows, as_of in [(examples(0), Tiny.day(2)), (examples(0), Tiny.day(3))]
+    ]
+    assert not draws[0].equals(draws[1])
+    turned = sample(config, examples(0).take(np.arange(ROWS)[::-1]), 0.3, Tiny.day(2))
+    assert turned.sort_by("event_time").equals(draws[0])
 
 
 def test_the_model_is_told(tiny: Tiny) -> None:

@@ -11,10 +11,15 @@ from mlflow.tracking import MlflowClient
 
 from pipelines import tuning_figures, tuning_report
 from pipelines.config import Recommender, Setting
+from pipelines.errors import TryAgainError
+from pipelines.maintain import named_versions
 from pipelines.registry import Registry
+from pipelines.scratch import scratch_of
 from pipelines.study import Trial
+from pipelines.tables import Tables
 from pipelines.tune import tune
 from recsys_moe.errors import UserError
+from tests.end_to_end.loop import call
 from tests.pipelines.conftest import Tiny
 
 SEARCH = {
@@ -85,8 +90,10 @@ def test_one_trial_that_went_very_wrong_does_not_hide_the_others() -> None:
 
 
 def test_without_a_search_in_the_yaml_there_is_nothing_to_tune(tiny: Tiny) -> None:
-    with pytest.raises(UserError, match="tuning: there is no such block"):
-        tune(tiny(), tiny.day(5))
+    tiny()
+    code, stdout, stderr = call("tune", "--config", tiny.folder / "configs" / "tiny.yaml", "--as-of", tiny.day(5))
+    assert (code, stdout, stderr.count("\n")) == (2, "", 1)
+    assert stderr.startswith("error: tuning: there is no such block in the YAML")
 
 
 def test_unprepared_days_are_told_before_anything_runs(tiny: Tiny) -> None:
@@ -96,7 +103,7 @@ def test_unprepared_days_are_told_before_anything_runs(tiny: Tiny) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("metric", ["log_loss", "auc"])
+@pytest.mark.parametrize("metric", ["log_loss", "auc", "gauc"])
 def test_trials_are_runs_below_one(
     tiny: Tiny, store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], metric: str
 ) -> None:
@@ -116,7 +123,12 @@ def test_trials_are_runs_below_one(
     complete = [run.data.metrics["objective"] for run in runs if run.data.tags["outcome"] == "complete"]
     assert result["best"]["value"] == pytest.approx((min if metric == "log_loss" else max)(complete))
     assert tune(config, tiny.day(5), 7) == result
-    assert not (config.workspace / "scratch").exists() or not list((config.workspace / "scratch").iterdir())
+    assert not list((config.workspace / "scratch").iterdir())
+    assert named_versions(registry) == {"examples": {Tables(config.storage).version("examples")}}
+    (journal,) = (config.workspace / "tuning").glob("*.journal")
+    said = pytest.raises(TryAgainError, match=r"scratch/tune-\w+: another process is at this very search")
+    with scratch_of(config, "tune", journal.stem, resume=True), said:
+        tune(config, tiny.day(5), 7)
 
 
 def _prepare(config: Recommender, tiny: Tiny) -> None:

@@ -11,10 +11,11 @@ import pytest
 
 from pipelines.config import Recommender
 from pipelines.registry import Registry, Version
-from pipelines.split import Split
+from pipelines.split import Replay, Split
+from pipelines.tables import Tables
 from pipelines.warm_start import Start, checked, learned_days, start_of
 from recsys_moe.checkpoint import empty_model, save
-from recsys_moe.config import Feature, ModelConfig, Task
+from recsys_moe.config import Feature, ModelConfig, Task, WarmStart
 from recsys_moe.encoding import Encoder
 from recsys_moe.errors import UserError
 from tests.pipelines.conftest import Tiny
@@ -60,6 +61,14 @@ def start(config: Recommender, versions: Versions, last: int) -> Start:
     return start_of(config, versions.registry, split_of(config, last))
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [(True, WarmStart()), (False, None), (None, None), ({"keep": 0.2}, WarmStart(replay=3.0, keep=0.2))],
+)
+def test_true_is_short_for_the_usual_settings(tiny: Tiny, written: object, read: WarmStart | None) -> None:
+    assert tiny(training={"warm_start": written}).training.warm_start == read
+
+
 def test_cold_unless_asked_for(tiny: Tiny, versions: Versions) -> None:
     versions.add(Tiny.day(2))
     assert start(tiny(), versions, 4).words == "no (training.warm_start is false)"
@@ -84,6 +93,20 @@ def test_an_older_champion_leaves_days_to_choose_by(config: Recommender, version
     rows = start(config, versions, 5).rows_of(split_of(config, 5))
     assert rows.days_of("train") == (Tiny.day(2), Tiny.day(3))
     assert rows.days_of("validation") == (Tiny.day(4),)
+
+
+@pytest.mark.parametrize(("replay", "share"), [(0.0, 0.0), (1.5, 0.5), (20.0, 20 / 3)])
+def test_older_rows_are_replayed_for_every_new_one(tiny: Tiny, versions: Versions, replay: float, share: float) -> None:
+    config = tiny(training={"warm_start": {"replay": replay}})
+    tables = Tables(config.storage)
+    for number, rows in enumerate((20, 20, 20, 20, 5)):
+        tables.replace_day("examples", Tiny.day(number), pa.table({"x": [0] * rows}))
+    champion, split = Start(versions.add(Tiny.day(2))), split_of(config, 4)
+    found = champion.replaying(split, tables, "train", "validation").replay
+    assert found is not None
+    assert (found.through, found.share) == (Tiny.day(2), pytest.approx(share))
+    assert champion.replaying(split_of(config, 3), tables, "train").replay == Replay(Tiny.day(2), 0.0)
+    assert Start().replaying(split, tables, "train", "validation") == split
 
 
 def test_a_training_that_is_repeated_begins_where_it_began(config: Recommender, versions: Versions) -> None:

@@ -107,7 +107,7 @@ def test_balance_evens_a_skewed_load(balance: str, score: str) -> None:
         return max(float((loads(Routing(c, c, c, c), 8) - 1 / 8).abs().max()) for c in chosen)
 
     before = imbalance()
-    for _ in range(300):
+    for _ in range(100):
         gates.balance(route(gates, 600).chosen)
     assert gates.bias.shape == (2 if balance == "task" else 1, 8)
     assert imbalance() < 0.4 * before

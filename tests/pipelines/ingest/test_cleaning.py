@@ -59,7 +59,7 @@ WRITTEN = st.one_of(
 )
 
 
-@settings(deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     values=st.lists(WRITTEN, max_size=30), missing=st.sampled_from([(), MARKERS, ("NULL",)]), skipped=st.integers(0, 3)
 )
@@ -69,7 +69,7 @@ def test_text(cleaned: Clean, values: list[str | None], missing: tuple[str, ...]
     assert cleaned(whole.slice(skipped), missing) == expected[skipped:]
 
 
-@settings(deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     values=st.lists(st.one_of(st.none(), st.integers(-(2**63), 2**63 - 1), st.sampled_from([7, -124, 0])), max_size=20)
 )

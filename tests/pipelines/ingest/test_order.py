@@ -40,9 +40,10 @@ def taken(config: Recommender, days: Sequence[date]) -> Contents:
     return found
 
 
-def test_days_ingested_and_prepared_backwards(config: Recommender, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=[pytest.mark.slow, pytest.mark.timeout(240)])])
+def test_days_ingested_and_prepared_backwards(config: Recommender, tmp_path: Path, number: int) -> None:
     """Prepared too: a day that is looked back at and was never prepared leaves its history first."""
-    first = DAYS[:3]
+    first = DAYS[:number]
     assert taken(elsewhere(config, tmp_path / "backwards"), first[::-1]) == taken(config, first)
 
 

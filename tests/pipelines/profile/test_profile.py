@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from pipelines.config import Recommender
 from pipelines.ingest import ingest
 from pipelines.profile import drift, profile, rates, volumes
 from pipelines.profile.rates import Rate
@@ -20,6 +21,7 @@ from pipelines.profile.relations import Relations, relations
 from pipelines.profile.span import Span
 from pipelines.tables import Tables
 from recsys_moe.errors import UserError
+from tests.pipelines.conftest import Tiny
 
 _VOID = {"meta", "br", "link", "img", "input"}
 
@@ -50,12 +52,20 @@ class Tags(HTMLParser):
         self.text += " ".join(data.split()) + " "
 
 
-def ingested(tiny: Any, days: int, **changes: Any) -> Any:
+def ingested(tiny: Any, days: int, **changes: Any) -> Recommender:
     """A recommender whose first days are in."""
-    config = tiny(**changes)
+    config: Recommender = tiny(**changes)
     for number in range(days):
         ingest(config, tiny.day(number))
     return config
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A recommender whose first three days are in, and only looked at."""
+    tiny = Tiny(tmp_path_factory.mktemp("three"))
+    ingested(tiny, 3)
+    return tiny
 
 
 def page_of(result: dict[str, Any]) -> Tags:
@@ -85,8 +95,8 @@ def test_a_page_about_the_newest_day(tiny: Any) -> None:
     assert page.tags.count("figure") >= 4
 
 
-def test_the_page_needs_nothing_but_itself(tiny: Any) -> None:
-    content = Path(profile(ingested(tiny, 2), None, None)["path"]).read_text(encoding="utf-8")
+def test_the_page_needs_nothing_but_itself(three: Tiny) -> None:
+    content = Path(profile(three(), None, None)["path"]).read_text(encoding="utf-8")
     assert not re.search(r"https?:|src=|@import|url\(|<link|<script", content)
     assert "prefers-color-scheme: dark" in content
     assert 'name="viewport"' in content
@@ -149,10 +159,10 @@ def test_hours_are_local(tiny: Any) -> None:
     assert before == [0.0] * 24
 
 
-def test_the_heaviest_come_first(tiny: Any) -> None:
-    with known(ingested(tiny, 1)) as found:
+def test_the_heaviest_come_first(three: Tiny) -> None:
+    with known(three(), three.day(0), three.day(0)) as found:
         heavy = volumes.heaviest(found, "user")
-    counts = log_of(tiny, range(1))["user"].value_counts()
+    counts = log_of(three, range(1))["user"].value_counts()
     assert [one.rows for one in heavy] == list(counts)
     assert heavy[0].share == pytest.approx(counts.iloc[0] / 30)
 
@@ -210,10 +220,10 @@ def psi(now: pd.Series, before: pd.Series) -> float:
 
 
 @pytest.mark.parametrize("column", ["tab", "user", "band"])
-def test_drift_of_categories_is_the_index(tiny: Any, column: str) -> None:
-    rows = log_of(tiny, range(3))
+def test_drift_of_categories_is_the_index(three: Tiny, column: str) -> None:
+    rows = log_of(three, range(3))
     rows["band"] = np.where(rows["user"].isin(["u1", "u3"]), "old", "young")
-    with known(ingested(tiny, 3)) as found:
+    with known(three()) as found:
         spread = spread_of(found, column)
     now, before = rows[rows["day"] == 2][column], rows[rows["day"] < 2][column]
     assert spread.psi == pytest.approx(psi(now, before))
@@ -298,24 +308,22 @@ def test_a_number_as_a_task_has_a_mean(tiny: Any) -> None:
     assert "mean at_all" in page.text
 
 
-def test_a_range_has_a_page_of_its_own(tiny: Any, tmp_path: Path) -> None:
-    config = ingested(tiny, 3)
-    result = profile(config, tiny.day(1), tiny.day(5), tmp_path / "a" / "page.html")
+def test_a_range_has_a_page_of_its_own(three: Tiny, tmp_path: Path) -> None:
+    result = profile(three(), three.day(1), three.day(5), tmp_path / "a" / "page.html")
     assert (result["path"], result["accepted"]) == (str(tmp_path / "a" / "page.html"), 60)
     assert "2 days of the log" in page_of(result).text
-    assert profile(config, tiny.day(1), tiny.day(2))["path"].endswith("2026-01-02_2026-01-03.html")
+    assert profile(three(), three.day(1), three.day(2))["path"].endswith("2026-01-02_2026-01-03.html")
 
 
-def test_days_that_are_not_there_are_named(tiny: Any, tmp_path: Path) -> None:
+def test_days_that_are_not_there_are_named(tiny: Any, three: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no day yet; run `recsys-moe ingest` first"):
         profile(tiny(), None, None)
-    config = ingested(tiny, 2)
     with pytest.raises(UserError, match=r"2026-01-05: has no rows; run `recsys-moe ingest --as-of 2026-01-05` first"):
-        profile(config, None, tiny.day(4))
+        profile(three(), None, tiny.day(4))
     with pytest.raises(UserError, match="2026-01-04 to 2026-01-05: have no rows"):
-        profile(config, tiny.day(3), tiny.day(4))
+        profile(three(), tiny.day(3), tiny.day(4))
     with pytest.raises(UserError, match="--from 2026-01-02 is after --as-of 2026-01-01"):
-        profile(config, tiny.day(1), tiny.day(0))
+        profile(three(), tiny.day(1), tiny.day(0))
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot be written .*--out"):
-        profile(config, None, None, tmp_path / "file" / "page.html")
+        profile(three(), None, None, tmp_path / "file" / "page.html")

@@ -58,7 +58,7 @@ COPIES = st.dictionaries(
 
 @pytest.mark.slow
 @pytest.mark.timeout(240)
-@settings(max_examples=10, deadline=None)
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(DAYS), COPIES), min_size=1, max_size=8))
 def test_a_snapshot_is_the_copy_last_given(events: list[tuple[date, Copy]]) -> None:
     """Days in any order, restated, and again; the table is the one of each day's last copy, in order and once."""

@@ -168,7 +168,7 @@ def test_a_bucket_that_is_not_there_is_named(s3: str) -> None:
         Tables("s3://no-such-bucket/place").replace_day("interactions", MONDAY, rows(1))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(DAYS[:4]), st.lists(st.integers(0, 2), max_size=3)), min_size=1, max_size=8))
 def test_days_in_any_order_and_again(
     tmp_path_factory: pytest.TempPathFactory, events: list[tuple[date, list[int]]]

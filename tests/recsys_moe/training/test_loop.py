@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,20 +15,8 @@ from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.routing import routing_report
 from recsys_moe.training import Fitted
-from tests.recsys_moe.conftest import model_config, raw_rows
+from tests.recsys_moe.conftest import raw_rows
 from tests.recsys_moe.training.fitting import TRAINING, changed, fit_on, weighted
-
-
-@pytest.fixture(scope="module")
-def encoder() -> Encoder:
-    return Encoder.fit(model_config(), raw_rows(12_000).to_batches())
-
-
-@pytest.fixture(scope="module")
-def fitted(encoder: Encoder) -> Fitted:
-    training = TRAINING.model_copy(update={"epochs": 3})
-    held_out = encoder.encode(raw_rows(2_000, seed=1))
-    return fit_on(encoder, raw_rows(12_000), training, validation=Loader(encoder, held_out, 512))
 
 
 def test_it_learns_tastes_that_differ_in_kind(encoder: Encoder, fitted: Fitted) -> None:
@@ -73,8 +62,6 @@ def test_every_expert_works(encoder: Encoder, fitted: Fitted) -> None:
 
 
 def test_same_seed_same_weights_to_the_bit_and_another_seed_others(encoder: Encoder) -> None:
-    # What is quicker is timed where a training starts, and is not computed to the same last digit.
-    encoder = changed(encoder)
     rows = raw_rows(1_500)
     first, again = (fit_on(encoder, rows, TRAINING).model.state_dict() for _ in range(2))
     assert all(torch.equal(first[name], again[name]) for name in first)
@@ -161,3 +148,31 @@ def test_learned_weights_of_tasks_are_told(encoder: Encoder, how: str) -> None:
     fit_on(encoder, raw_rows(1_024), TRAINING.model_copy(update={"loss_weights": how}), on_step=seen.append)
     assert all(record["weight/click"] > 0 and record["weight/buy"] > 0 for record in seen)
     assert seen[0]["weight/click"] != seen[-1]["weight/click"]
+
+
+def test_fresh_tables_forget_at_the_start_of_every_epoch(encoder: Encoder) -> None:
+    """With rates that leave nothing to learn, a table is what it was drawn as: anew in the second epoch."""
+    still = {"epochs": 2, "learning_rate": 1e-9, "embedding_learning_rate": 1e-9, "learning_rate_decay": 0.0}
+    rows = raw_rows(512)
+    once, kept, fresh = (
+        fit_on(encoder, rows, TRAINING.model_copy(update=still | changes)).model.embeddings.weight
+        for changes in ({"epochs": 1, "fresh_tables": True}, {}, {"fresh_tables": True})
+    )
+    torch.testing.assert_close(once, kept, atol=1e-6, rtol=0)
+    assert (fresh - once).abs().mean() > 0.01
+
+
+def test_fresh_tables_are_the_same_where_a_training_goes_on(encoder: Encoder, tmp_path: Path) -> None:
+    training, rows = TRAINING.model_copy(update={"epochs": 2, "fresh_tables": True}), raw_rows(1000)
+    whole = fit_on(encoder, rows, training)
+
+    class Stop(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise Stop
+
+    with pytest.raises(Stop):
+        fit_on(encoder, rows, training, state=tmp_path, on_step=lambda r: stop(r) if r["step"] == 6 else None)
+    again = fit_on(encoder, rows, training, state=tmp_path, resume=True)
+    assert torch.equal(whole.model.embeddings.weight, again.model.embeddings.weight)

@@ -13,10 +13,11 @@ import torch
 
 from recsys_moe import checkpoint
 from recsys_moe.checkpoint import Ranker
-from recsys_moe.config import Task
+from recsys_moe.config import Task, WarmStart
 from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.training import Fitted, fit
+from recsys_moe.training.warm_start import BY_SEGMENT
 from tests.recsys_moe.conftest import raw_rows
 from tests.recsys_moe.training.fitting import TRAINING, changed, fit_on, small_encoder
 
@@ -37,25 +38,17 @@ def drifted_rows(rows: int, seed: int) -> pa.Table:
 
 
 @pytest.fixture(scope="module")
-def before() -> tuple[Encoder, Fitted]:
-    rows = raw_rows(12_000)
-    encoder = small_encoder(rows)
-    return encoder, fit_on(encoder, rows, TRAINING.model_copy(update={"epochs": 3}))
-
-
-@pytest.fixture(scope="module")
-def start(before: tuple[Encoder, Fitted]) -> Ranker:
-    encoder, fitted = before
+def start(encoder: Encoder, fitted: Fitted) -> Ranker:
     return Ranker(encoder, fitted.model, fitted.table_sums)
 
 
 @pytest.fixture(scope="module")
 def grown(start: Ranker) -> Encoder:
-    return small_encoder(drifted_rows(12_000, 5), previous=start.encoder)
+    return small_encoder(drifted_rows(6_000, 5), previous=start.encoder)
 
 
 def test_a_day_later_it_needs_a_third_of_the_steps_of_a_cold_start(start: Ranker, grown: Encoder) -> None:
-    rows, held_out = drifted_rows(12_000, 5), grown.encode(drifted_rows(4_000, 6))
+    rows, held_out = drifted_rows(6_000, 5), grown.encode(drifted_rows(4_000, 6))
     cold_encoder = small_encoder(rows)
     cold = fit_on(
         cold_encoder,
@@ -66,6 +59,20 @@ def test_a_day_later_it_needs_a_third_of_the_steps_of_a_cold_start(start: Ranker
     warm = fit_on(grown, rows, TRAINING, validation=Loader(grown, held_out, 1_000), start=start)
     assert warm.history[-1]["step"] * 3 == cold.history[-1]["step"]
     assert warm.history[-1]["validation/loss"] <= cold.history[-1]["validation/loss"]
+
+
+def test_a_share_of_the_start_is_kept(start: Ranker, grown: Encoder) -> None:
+    """At the end of every epoch, before it is validated and written."""
+    rows = drifted_rows(2_000, 5)
+    learned = fit_on(grown, rows, TRAINING, start=start)
+    still = fit_on(grown, rows, STILL, start=start)
+    kept = fit_on(grown, rows, TRAINING.model_copy(update={"warm_start": WarmStart(keep=0.25)}), start=start)
+    before, after = start.model.state_dict(), learned.model.state_dict()
+    before["embeddings.weight"] = still.model.state_dict()["embeddings.weight"]
+    for name, tensor in kept.model.state_dict().items():
+        if name.startswith(BY_SEGMENT):  # a new segment has nothing to keep
+            continue
+        assert torch.allclose(tensor, 0.25 * before[name] + 0.75 * after[name], atol=1e-6), name
 
 
 def test_what_both_know_is_taken_over_and_the_rest_begins_as_unknown(start: Ranker, grown: Encoder) -> None:
