@@ -1,9 +1,8 @@
 """Experts that see ids in their own way: each reads one part of every embedding, and all numbers.
 
-Experts that share an embedding pull it in one direction; with parts of their own they differ, and their mixture is
-better than any of them (multi-embedding: Guo et al., "On the Embedding Collapse when Scaling up Recommendation
-Models", ICML 2024). It is a matter of training alone: weights of the first layer that meet a part of other experts
-are zero and stay zero, so a model is served and scored as any other.
+With parts of their own they can differ more than experts that share an embedding (multi-embedding: Guo et al., "On the
+Embedding Collapse when Scaling up Recommendation Models", ICML 2024). It is a matter of training alone: weights of the
+first layer that meet a part of other experts are zero and stay zero, so a model is served and scored as any other.
 """
 
 from __future__ import annotations
