@@ -85,11 +85,12 @@ def grouped_perceptrons(x: Tensor, weights: Sequence[Tensor], biases: Sequence[T
 
     Returns: [N, O].
     """
+    given = x.dtype
     if torch.is_autocast_enabled(x.device.type):  # which knows no grouped product
         kind = torch.get_autocast_dtype(x.device.type)
         x, weights, biases = x.to(kind), [w.to(kind) for w in weights], [b.to(kind) for b in biases]
     out: Tensor = _GroupedPerceptrons.apply(plan, x, *weights, *biases)  # type: ignore[no-untyped-call]
-    return out
+    return out.to(given)  # what is mixed has the weights' type
 
 
 class _GroupedPerceptrons(torch.autograd.Function):
