@@ -116,7 +116,7 @@ def _order(hashes: NDArray[np.int64], values: pa.StringArray) -> NDArray[np.int6
 
 def _numbered(column: pa.ChunkedArray) -> tuple[NDArray[np.int32], pa.Array]:
     """The place of each value among the distinct ones, null among them, and these."""
-    encoded = column.dictionary_encode("encode").unify_dictionaries()
+    encoded = column.dictionary_encode("encode")  # all chunks with the same dictionary
     return np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks]), encoded.chunk(0).dictionary
 
 

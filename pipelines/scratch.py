@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,11 +38,18 @@ def scratch_of(config: Recommender, step: Step, fingerprint: str, resume: bool) 
             for path in [path for path in folder.iterdir() if path.name != _LOCK]:
                 shutil.rmtree(path)
         yield folder
-        shutil.rmtree(folder)
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Out of the way at once, then away: who comes meanwhile finds all of it or nothing, and never half a folder."""
+    done = tempfile.mkdtemp(dir=folder.parent, prefix="done-")
+    shutil.rmtree(folder.rename(done))
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder with what `make` writes; where it stands, it was finished before, and is taken as it is."""
+    folder.parent.touch()  # somebody is at it: a search may write nothing for days, and then look like left behind
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -9,13 +9,14 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pipelines import figures, labels, leaks, warm_start
 from pipelines.catalog import model_config
 from pipelines.config import Recommender
-from pipelines.errors import NotDueError
+from pipelines.errors import NotDueError, TryAgainError
 from pipelines.fitting import Encoded, Job, curve, lead
 from pipelines.prepare import sides_of
 from pipelines.registry import Registry, Version
@@ -33,7 +34,7 @@ from recsys_moe.training.state import NOT_DECISIVE
 
 log = logging.getLogger(__name__)
 
-_RECIPE = 3
+_RECIPE = 4
 """Raised when the same config and data would give another model: finished runs of before are then not taken."""
 _BOTH: tuple[Part, ...] = ("train", "validation")
 
@@ -61,7 +62,12 @@ class Plan:
     split: Split
     start: Start
 
-    @property
+    @cached_property
+    def examples(self) -> str:
+        """A digest of the examples, as they are when it is first asked for."""
+        return self.tables.fingerprint("examples", self.split.days)
+
+    @cached_property
     def fingerprint(self) -> str:
         """A digest of all that decides the result: the model, its training, which examples of the days, and these."""
         config, split, start = self.config, self.split, self.start.version
@@ -74,7 +80,8 @@ class Plan:
             str(config.evaluation.refit),
             str(split.as_of),
             str(split.days),
-            self.tables.fingerprint("examples", split.days),
+            f"weights: {config.columns.weight}",
+            self.examples,
             f"from {start.run_id}" if start else "from nothing",
         ]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
@@ -88,7 +95,7 @@ def train(config: Recommender, as_of: date, resume: bool = True, team: Team | No
 
     Raises:
         UserError: too few days are prepared, or the data do not fit the YAML.
-        TryAgainError: another process is at the same training.
+        TryAgainError: another process is at the same training, or the examples changed under it.
     """
     tables, registry = Tables(config.storage), Registry(config)
     split = Split.of(config, tables.days("examples"), as_of)
@@ -118,6 +125,8 @@ def _train(plan: Plan, registry: Registry, scratch: Path, resume: bool, team: Te
     with registry.training(f"{plan.config.name} {plan.split.as_of}", _tags(plan, start), resume) as run:
         _describe(run, plan)
         encoder, fitted = _choose_and_fit(_Work(plan, start, champion, registry, scratch, run, team))
+        if plan.tables.fingerprint("examples", plan.split.days) != plan.examples:
+            raise TryAgainError("the examples were prepared again while this training read them; train again")
         folder = scratch / "checkpoint"
         checkpoint.save(folder, encoder, fitted.model, fitted.table_sums)
         ranker = checkpoint.load(folder)

@@ -232,6 +232,7 @@ def _fingerprint(config: Recommender, tuning: Tuning, tables: Tables, split: Spl
         config.training.model_dump_json(exclude=NOT_DECISIVE),
         config.evaluation.split.model_dump_json(),
         str(config.sampling.keep_negatives),
+        f"weights: {config.columns.weight}",
         judged_by(config),
         str(split.days),
         tables.fingerprint("examples", split.days_of("train", "validation")),

@@ -46,6 +46,18 @@ def test_it_stays_where_a_training_fails_and_goes_when_it_succeeds(config: Recom
     assert not folder.exists()
 
 
+def test_who_comes_while_it_is_removed_begins_anew(config: Recommender, monkeypatch: pytest.MonkeyPatch) -> None:
+    def remove(folder: Path) -> None:
+        assert (folder / "state").is_dir()
+        with scratch_of(config, "train", "abc", resume=True) as other:
+            assert [path.name for path in other.iterdir()] == ["lock"]
+            monkeypatch.undo()
+
+    fail_in(config)
+    with scratch_of(config, "train", "abc", resume=True):
+        monkeypatch.setattr("shutil.rmtree", remove)
+
+
 def test_without_resume_it_is_empty(config: Recommender) -> None:
     fail_in(config)
     with scratch_of(config, "train", "abc", resume=False) as folder:
@@ -80,6 +92,17 @@ def test_what_others_left_goes_after_days(config: Recommender) -> None:
     with scratch_of(config, "train", "abc", resume=True):
         assert not old.exists()
         assert new.exists()
+
+
+def test_a_search_that_reads_for_days_keeps_its_folder(config: Recommender) -> None:
+    before = time.time() - 3 * 86400
+    with scratch_of(config, "tune", "slow", resume=True) as folder:
+        for _ in range(2):
+            for path in (folder, *folder.iterdir()):
+                os.utime(path, (before, before))
+            made_once(folder / "read", lambda made: (made / "rows").touch())
+            with scratch_of(config, "train", "nightly", resume=True):
+                assert (folder / "read" / "rows").exists()
 
 
 def test_an_old_one_is_gone_on_with(config: Recommender) -> None:

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 
+from pipelines import fitting
 from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from pipelines.registry import Registry
+from pipelines.tables import Tables
 from pipelines.train import train
 from recsys_moe import checkpoint
 from tests.pipelines.conftest import CONFIG, Tiny
@@ -62,3 +65,24 @@ def test_a_new_feature_costs_one_cold_start(warm: Recommender, tiny: Tiny) -> No
     tags = tags_of(changed, train(changed, tiny.day(5)))
     assert tags["warm_start"].startswith("no (version 1 does not fit: features: 'hour' (categorical) differ")
     assert "started_from" not in tags
+
+
+def test_examples_that_change_under_a_training_end_it(tiny: Tiny, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run would name other examples than those that it has read."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    config = tiny(name="changed", training=TRAINING)
+    for number in range(4):
+        ingest(config, tiny.day(number))
+        prepare(config, tiny.day(number))
+    tables, fit = Tables(config.storage), fitting.lead
+
+    def fit_and_change(*arguments: Any) -> Any:
+        fitted = fit(*arguments)
+        rows = tables.read_day("examples", tiny.day(0))
+        tables.replace_day("examples", tiny.day(0), rows.slice(1).drop_columns(["ds"]))
+        return fitted
+
+    monkeypatch.setattr("pipelines.train.lead", fit_and_change)
+    with pytest.raises(TryAgainError, match="prepared again"):
+        train(config, tiny.day(3))
+    assert Registry(config).trained_for(tiny.day(3)) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -15,12 +16,13 @@ from pipelines.errors import TryAgainError
 from pipelines.maintain import named_versions
 from pipelines.registry import Registry
 from pipelines.scratch import scratch_of
+from pipelines.split import Split
 from pipelines.study import Trial
 from pipelines.tables import Tables
-from pipelines.tune import tune
+from pipelines.tune import _fingerprint, tune
 from recsys_moe.errors import UserError
 from tests.end_to_end.loop import call
-from tests.pipelines.conftest import Tiny
+from tests.pipelines.conftest import CONFIG, Tiny
 
 SEARCH = {
     "training.learning_rate": {"low": 0.001, "high": 0.1, "log": True},
@@ -94,6 +96,18 @@ def test_without_a_search_in_the_yaml_there_is_nothing_to_tune(tiny: Tiny) -> No
     code, stdout, stderr = call("tune", "--config", tiny.folder / "configs" / "tiny.yaml", "--as-of", tiny.day(5))
     assert (code, stdout, stderr.count("\n")) == (2, "", 1)
     assert stderr.startswith("error: tuning: there is no such block in the YAML")
+
+
+def test_another_yaml_is_another_search(tiny: Tiny) -> None:
+    def search_of(trials: int = 20, seed: int = 0, changes: dict[str, Any] | None = None) -> str:
+        config = tiny(tuning={"search": SEARCH, "trials": trials, "seed": seed}, **(changes or {}))
+        assert config.tuning is not None
+        split = Split(config, tiny.day(5), tuple(tiny.day(number) for number in range(6)))
+        return _fingerprint(config, config.tuning, Tables(config.storage), split)
+
+    longer, weighted = {"training": {"epochs": 2}}, {"columns": {**CONFIG["columns"], "weight": "worth"}}
+    assert search_of() == search_of(trials=30)
+    assert len({search_of(), search_of(seed=1), search_of(changes=longer), search_of(changes=weighted)}) == 4
 
 
 def test_unprepared_days_are_told_before_anything_runs(tiny: Tiny) -> None:

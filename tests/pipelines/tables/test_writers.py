@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from deltalake.exceptions import CommitFailedError
 from hypothesis import given, settings
@@ -52,6 +53,16 @@ def parquet_files(storage: str) -> list[str]:
 
 def _all(path: str) -> pa.fs.FileSelector:
     return pa.fs.FileSelector(path, allow_not_found=True, recursive=True)
+
+
+def test_text_is_a_dictionary_in_the_file_however_it_comes(tmp_path: Path) -> None:
+    text = pa.array(["a", "b", "a", None])
+    table = pa.table({"x": [1, 2, 3, 4], "plain": text, "coded": text.dictionary_encode()})
+    Tables(tmp_path).replace_day("examples", MONDAY, table)
+    (path,) = tmp_path.rglob("*.parquet")
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    kinds = {column.path_in_schema: column.has_dictionary_page for column in map(group.column, range(3))}
+    assert kinds == {"x": False, "plain": True, "coded": True}
 
 
 def test_a_day_on_either_storage(storage: str) -> None:
