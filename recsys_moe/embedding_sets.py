@@ -21,10 +21,13 @@ def read_own_sets(bank: ExpertBank, num_features: int, dim: int, sets: int) -> N
     expert, a change of low rank, may read everything.
 
     Raises:
-        UserError: `dim` cannot be cut into so many parts.
+        UserError: `dim` cannot be cut into so many parts, or there are fewer experts than parts.
     """
     if dim % sets:
         raise UserError(f"model.experts.embedding_sets: {sets} sets do not divide model.embedding_dim {dim}")
+    readers = bank.layout.num_always + bank.layout.routed
+    if sets > readers:
+        raise UserError(f"model.experts.embedding_sets: {sets} sets are more than the {readers} experts that read them")
     part = torch.arange(num_features * dim) % dim // (dim // sets)
     first = 0
     for group in (bank.always, bank.routed):

@@ -60,7 +60,7 @@ class TorchrecEmbeddings(nn.Module):
         super().__init__()
         from torchrec import EmbeddingBagCollection, EmbeddingBagConfig, PoolingType
 
-        self.keys = [f"f{position}" for position in range(len(vocab_sizes))]
+        self.keys, self.dim = [f"f{position}" for position in range(len(vocab_sizes))], dim
         self._multivalued = tuple(multivalued)
         self.collection: EmbeddingBagCollection = EmbeddingBagCollection(
             device=torch.device("meta"),
@@ -87,6 +87,8 @@ class TorchrecEmbeddings(nn.Module):
 
     def forward(self, batch: JaggedBatch) -> Tensor:
         """Pooled vectors [B, F * dim] of a batch."""
+        if not self.keys:  # torchrec cannot join the vectors of no table at all
+            return batch.dense.new_zeros(len(batch), 0)
         pooled = self.collection(batch.features).to_dict()
         lengths = batch.lengths.view(len(self.keys), -1)
         vectors = []

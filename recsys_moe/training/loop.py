@@ -120,7 +120,8 @@ class _Run:
         on_validation: Report | None,
     ) -> None:
         self.trainer, self.training, self.tasks = trainer, trainer.training, trainer.config.tasks
-        self.loader, self.validation = loader, validation
+        self.loader = loader
+        self.validation = validation if validation and validation.steps else None  # fewer rows than processes give none
         self.on_step, self.on_epoch, self.on_validation = on_step, on_epoch, on_validation
         self.history: list[Record] = []
         self.validations: list[float] = []
@@ -129,15 +130,17 @@ class _Run:
         self.folder: states.StateFolder | None = None
         self.dispatch = ""
         self.saved_at = time.monotonic()
-        self.validate_after = validation_steps(loader.steps, self.training.validations) if validation else frozenset()
+        self.validate_after: frozenset[int] = frozenset()
+        if self.validation is not None:
+            self.validate_after = validation_steps(loader.steps, self.training.validations)
 
     def prepare(self, start: Ranker | None, state: Path | None, resume: bool) -> None:
         """Begin anew, with the weights of `start`, or where a checkpoint stands."""
         found = None
         self.start = start
         if state is not None:
-            rows = [loader.num_rows for loader in (self.loader, self.validation) if loader is not None]
-            trainer = self.trainer
+            loaders, trainer = [loader for loader in (self.loader, self.validation) if loader], self.trainer
+            rows = [number for loader in loaders for number in (loader.num_rows, loader.steps)]
             identity = states.identity_of(trainer.config, self.training, trainer.encoder, rows, start)
             self.folder = states.StateFolder(state, identity)
             found = self.folder.newest() if resume else None
@@ -166,12 +169,15 @@ class _Run:
         self.means.add(seen.sums, seen.counts)
         if self.on_step is not None:
             self.on_step({"step": step, "epoch": epoch, **self._step_record(seen)})
-        if self.start is not None and warm is not None and step % self.loader.steps == 0:
+        whole = step % self.loader.steps == 0
+        if self.start is not None and warm is not None and whole:
             self.trainer.keep_of(self.start, warm.keep)
         validated: Record = {}
         if step - epoch * self.loader.steps in self.validate_after:
             validated = self._validate(epoch)
-        ends = step % self.loader.steps == 0 or self._is_over()
+        ends = whole or self._is_over()
+        if self.start is not None and warm is not None and ends and not whole:
+            self.trainer.keep_of(self.start, warm.keep)
         if ends:
             self._end_epoch(epoch, validated)
         if ends or self._is_time():

@@ -71,7 +71,8 @@ def step(
     assert host_weights.dtype == torch.float32
     features, rows = len(D_offsets) - 1, len(grad_output)
     assert grad_output.shape[1] == features * max_D
-    bags = grad_output.view(rows, features, max_D).transpose(0, 1).reshape(features * rows, max_D)
+    by_feature = grad_output.view(rows, features, max_D).transpose(0, 1)
+    bags = by_feature.clone(memory_format=torch.contiguous_format).view(features * rows, max_D)  # written below
     lengths = offsets.diff()
     gradients = bags if len(indices) == len(bags) and bool((lengths == 1).all()) else bags.repeat_interleave(lengths, 0)
     met = indices + hash_size_cumsum[:-1].repeat_interleave(offsets[::rows].diff())

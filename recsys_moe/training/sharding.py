@@ -79,7 +79,11 @@ def shard(model: nn.Module, tables: TorchrecEmbeddings, training: TrainingConfig
     Dense parameters are averaged over processes as they get gradients; one process has no such wrapper.
 
     Returns: the wrapped model, whose `fused_optimizer` works inside `backward`.
+
+    Raises:
+        UserError: the tables do not fit into the processes' memory.
     """
+    from torchrec.distributed.embedding_types import EmbeddingComputeKernel
     from torchrec.distributed.embeddingbag import EmbeddingBagCollectionSharder
     from torchrec.distributed.model_parallel import DistributedModelParallel
     from torchrec.distributed.planner import EmbeddingShardingPlanner
@@ -94,7 +98,9 @@ def shard(model: nn.Module, tables: TorchrecEmbeddings, training: TrainingConfig
     rate = {"lr": training.embedding_learning_rate, "eps": 1e-8}
     apply_optimizer_in_backward(RowWiseAdagrad, tables.parameters(), rate)
     sharders = [EmbeddingBagCollectionSharder()]
-    whole_tables = ParameterConstraints(sharding_types=[ShardingType.TABLE_WISE.value])
+    # Tables are read and written here, beside torchrec: that rules out kernels with a cache of their own.
+    kernels = [EmbeddingComputeKernel.FUSED.value, EmbeddingComputeKernel.FUSED_UVM.value]
+    whole_tables = ParameterConstraints(sharding_types=[ShardingType.TABLE_WISE.value], compute_kernels=kernels)
     planner = EmbeddingShardingPlanner(
         topology=TopologyFactory.create_topology(
             _trainer_config(device), kernel_config=KernelConfig(compute_device=device.type)
@@ -104,15 +110,27 @@ def shard(model: nn.Module, tables: TorchrecEmbeddings, training: TrainingConfig
         constraints=dict.fromkeys(tables.keys, whole_tables),
         debug=False,
     )
-    group = dist.group.WORLD
-    assert group is not None
+    with _lack_of_memory_explained(tables):
+        plan = planner.collective_plan(model, sharders, dist.group.WORLD)
     return DistributedModelParallel(
-        model,
-        device=device,
-        plan=planner.collective_plan(model, sharders, group),
-        sharders=sharders,
-        init_data_parallel=dist.get_world_size() > 1,
+        model, device=device, plan=plan, sharders=sharders, init_data_parallel=dist.get_world_size() > 1
     )
+
+
+@contextmanager
+def _lack_of_memory_explained(tables: TorchrecEmbeddings) -> Iterator[None]:
+    """Turn torchrec's "no plan" into what to do about it. Nothing else than memory can keep a whole table out."""
+    from torchrec.distributed.planner.types import PlannerError
+
+    try:
+        yield
+    except PlannerError as error:
+        gibibytes = sum(table.numel() * table.element_size() for table in tables.parameters()) / 2**30
+        raise UserError(
+            f"training: embedding tables of {gibibytes:.1f} GiB do not fit into the memory of {dist.get_world_size()} "
+            "process(es), each table whole in one; raise model.min_count, set hash_buckets, lower model.embedding_dim, "
+            "or train on more machines"
+        ) from error
 
 
 def _trainer_config(device: torch.device) -> Any:
@@ -122,7 +140,10 @@ def _trainer_config(device: torch.device) -> Any:
     world = dist.get_world_size()
     local = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
-    return TrainerConfig(world_size=world, local_world_size=local, hbm_cap_bytes=memory)
+    of_machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return TrainerConfig(
+        world_size=world, local_world_size=local, hbm_cap_bytes=memory, ddr_cap_bytes=of_machine // local
+    )
 
 
 class Tables:
@@ -133,7 +154,7 @@ class Tables:
     """
 
     def __init__(self, embeddings: TorchrecEmbeddings, fused: Any, device: torch.device) -> None:
-        self.keys, self._device = embeddings.keys, device
+        self.keys, self._dim, self._device = embeddings.keys, embeddings.dim, device
         self._sizes = {key: tuple(t.size()) for key, t in zip(self.keys, embeddings.state_dict().values(), strict=True)}
         self.weights = _here(dict(zip(self.keys, embeddings.state_dict().values(), strict=True)))
         states = fused.state_dict()["state"]
@@ -152,11 +173,13 @@ class Tables:
 
     def whole_weights(self) -> Tensor:
         """[rows of all tables, dim] in every process, on the CPU."""
-        return torch.cat([self._everywhere(self.weights.get(key), self._sizes[key]) for key in self.keys])
+        tables = [self._everywhere(self.weights.get(key), self._sizes[key]) for key in self.keys]
+        return torch.cat([torch.zeros(0, self._dim), *tables])
 
     def whole_sums(self) -> Tensor:
         """[rows of all tables] in every process, on the CPU."""
-        return torch.cat([self._everywhere(self.sums.get(key), self._sizes[key][:1]) for key in self.keys])
+        sums = [self._everywhere(self.sums.get(key), self._sizes[key][:1]) for key in self.keys]
+        return torch.cat([torch.zeros(0), *sums])
 
     def _everywhere(self, here: Tensor | None, size: tuple[int, ...]) -> Tensor:
         if dist.get_world_size() == 1:

@@ -119,7 +119,8 @@ def identity_of(
     """What decides a training's result, by parts: a state is used where all of them agree.
 
     Args:
-        rows: how many there are to train on, to validate on, …
+        rows: how many there are to train on, to validate on, …, and of how many steps: that can depend on the number
+            of processes, and a step's place in its epoch on it.
     """
     with tempfile.TemporaryDirectory() as folder:
         encoder.save(Path(folder))

@@ -190,7 +190,7 @@ class Trainer:
             group["lr"] = share * training.embedding_learning_rate
         self._fused.step()  # the tables learn inside backward; this only hands the rate on
         self.model.gates.all_chosen = self.step < round(self.config.gates.dense_warm_up * self.steps)
-        self.objective.step = self.step
+        self.objective.step = self.step + 1  # as it is counted in records
         if self.config.gates.dropout:
             key = np.random.SeedSequence((training.seed, self.step, rank)).generate_state(1, np.uint64)[0]
             torch.manual_seed(int(key))

@@ -42,3 +42,11 @@ def test_sets_that_do_not_divide_the_embedding_are_refused() -> None:
     encoder = Encoder.fit(config, raw_rows(100).to_batches())
     with pytest.raises(UserError, match="3 sets do not divide"):
         empty_model(encoder)
+
+
+def test_more_sets_than_experts_are_refused() -> None:
+    """Nobody would read what is left over."""
+    few = Experts(shared=1, per_task=0, routed=0, hidden=(16, 8), embedding_sets=2)
+    encoder = Encoder.fit(model_config(experts=few), raw_rows(64).to_batches())
+    with pytest.raises(UserError, match="2 sets are more than the 1 experts"):
+        empty_model(encoder)

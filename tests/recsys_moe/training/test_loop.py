@@ -116,6 +116,13 @@ def test_nothing_to_train_on_is_said(encoder: Encoder) -> None:
         fit_on(encoder, raw_rows(10).slice(0, 0), TRAINING)
 
 
+def test_nothing_to_judge_by_is_no_validation(encoder: Encoder) -> None:
+    """As of fewer rows than there are processes. A loss of 0 would be the best of all."""
+    none = Loader(encoder, encoder.encode(raw_rows(1)), 256, world=2)
+    fitted = fit_on(encoder, raw_rows(300), TRAINING.model_copy(update={"early_stopping": 1}), validation=none)
+    assert set(fitted.history[0]) == {"epoch", "step", "loss", "loss/click", "loss/buy"}
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_where_there_is_none_is_said(encoder: Encoder) -> None:
     with pytest.raises(UserError, match="CUDA"):

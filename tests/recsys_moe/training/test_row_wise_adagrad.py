@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from recsys_moe.training.row_wise_adagrad import use_own_kernel
+from recsys_moe.training.row_wise_adagrad import step, use_own_kernel
 
 SIZES, DIM, ROWS, STEPS = (3, 50, 4000), 8, 300, 4
 
@@ -55,8 +55,8 @@ def trained(several: bool) -> list[Tensor]:
     draw = torch.Generator().manual_seed(0)
     for weights in tables.split_embedding_weights():
         weights.copy_(torch.rand(weights.shape, generator=draw))
-    for step in range(STEPS):
-        pooled = tables(*bags(step, several))
+    for number in range(STEPS):
+        pooled = tables(*bags(number, several))
         pooled.backward(torch.randn(pooled.shape, generator=draw))
     return [*tables.split_embedding_weights(), *(state[0] for state in tables.split_optimizer_states())]
 
@@ -69,6 +69,21 @@ def test_it_is_the_step_of_fbgemm(theirs_and_ours: Any, several: bool) -> None:
     for one, other in zip(theirs, ours, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
     assert not any(torch.equal(one, torch.zeros_like(one)) for one in ours)
+
+
+@pytest.mark.parametrize("ids", [[1, 1, 0], []])
+def test_the_gradient_is_left_as_it_was(ids: list[int]) -> None:
+    """Of one table alone no copy would be needed to bring features together. A batch may also have no id at all."""
+    gradient, weights, sums = torch.ones(3, 4), torch.zeros(2 * 4), torch.zeros(2)
+    offsets = torch.arange(4).clamp(max=len(ids))
+    none, starts = torch.empty(0), torch.tensor([0, 2])
+    step(
+        gradient, weights, none, none, torch.tensor([0, 4]), 4, starts, 1, torch.tensor(ids, dtype=torch.int64),
+        offsets, 0, None, False, sums, none, none, torch.tensor(0.1),
+    )  # fmt: skip
+    assert torch.equal(gradient, torch.ones(3, 4))
+    assert sums.tolist() == ([1.0, 4.0] if ids else [0.0, 0.0])
+    assert torch.equal(weights, torch.full((8,), -0.1 if ids else 0.0))
 
 
 def test_threads_do_not_change_a_bit(theirs_and_ours: Any) -> None:

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from recsys_moe.checkpoint import Ranker
+from recsys_moe.embeddings import TorchrecEmbeddings
 from recsys_moe.encoding import Encoder
+from recsys_moe.errors import UserError
 from recsys_moe.training.pipelining import Overlapped
-from tests.recsys_moe.conftest import raw_rows
-from tests.recsys_moe.training.fitting import TRAINING, fit_on, small_encoder, weighted
+from recsys_moe.training.sharding import process_group, quiet, shard
+from tests.recsys_moe.conftest import model_config, raw_rows
+from tests.recsys_moe.training.fitting import TRAINING, changed, fit_on, small_encoder, weighted
 
 ROWS = 5_000
 BOTH = TRAINING.model_copy(update={"epochs": 2, "checkpoint_minutes": 1e-9, "loss_weights": "uncertainty"})
@@ -88,6 +92,24 @@ def test_two_processes_have_the_loss_curve_of_one_and_go_on_after_a_kill(tmp_pat
     assert sorted(together) == list(range(1, 41))
     for step in together:
         assert together[step] == pytest.approx(alone[step], rel=1e-4), step
+
+
+def test_tables_that_do_not_fit_are_said() -> None:
+    device, tables = torch.device("cpu"), TorchrecEmbeddings([10**12], 16)
+    with process_group(device), quiet(), pytest.raises(UserError, match=r"tables of 59604\.6 GiB do not fit into"):
+        shard(torch.nn.ModuleDict({"embeddings": tables}), tables, TRAINING, device)
+
+
+def test_a_model_may_have_no_table() -> None:
+    """It reads numbers alone, and can be written, read and gone on from."""
+    rows = raw_rows(600)
+    numbers = [feature for feature in model_config().features if feature.kind == "numeric"]
+    config = model_config(features=numbers, segments=None)
+    encoder = changed(Encoder.fit(config, rows.to_batches()))
+    fitted = fit_on(encoder, rows, TRAINING)
+    assert fitted.model.embeddings.weight.shape == (0, config.embedding_dim)
+    again = fit_on(encoder, rows, TRAINING, start=Ranker(encoder, fitted.model, fitted.table_sums))
+    assert again.history[-1]["loss"] < fitted.history[-1]["loss"]
 
 
 def test_tables_start_from_generators_of_their_own(encoder: Encoder) -> None:

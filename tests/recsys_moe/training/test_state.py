@@ -116,6 +116,21 @@ def test_the_state_of_another_training_is_left_alone(
     assert len(steps) == 8
 
 
+def test_a_state_of_epochs_of_another_length_is_left_alone(
+    encoder: Encoder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two processes leave out a last row that one has: a step number would be of another place in the epoch."""
+
+    class ByTwo(Loader):
+        steps = 3
+
+    encoded = encoder.encode(raw_rows(3 * 256 + 1))
+    fit(encoder.config, RESUMED, encoder, ByTwo(encoder, encoded, 256), state=tmp_path)
+    with caplog.at_level(logging.WARNING):
+        fit(encoder.config, RESUMED, encoder, Loader(encoder, encoded, 256), state=tmp_path, resume=True)
+    assert "is of another training (other rows); starting from the beginning" in caplog.text
+
+
 def test_a_half_written_state_is_not_seen(encoder: Encoder, undisturbed: Fitted, tmp_path: Path) -> None:
     (tmp_path / "000009.part").mkdir()
     assert_same(fit_in(encoder, tmp_path, resume=True), undisturbed)

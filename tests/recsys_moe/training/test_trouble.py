@@ -50,7 +50,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_reaches_the_weights(encoder: 
     with pytest.raises(UserError) as caught:
         fit(encoder.config, TRAINING, encoder, loader)
     message = str(caught.value)
-    assert "the loss of task click is not finite at step 2" in message
+    assert "the loss of task click is not finite at step 3" in message
     assert "rows 512 to 767 of the training set, not finite by themselves: 517, 521)" in message
     assert message.endswith("there is no checkpoint yet")
     assert "\n" not in message
@@ -66,7 +66,7 @@ def test_the_last_good_checkpoint_is_named(encoder: Encoder, tmp_path: Path) -> 
 
 def test_an_exploding_loss_stops(encoder: Encoder) -> None:
     loader = Absurd(encoder, encoder.encode(raw_rows(1_000)), 256)
-    with pytest.raises(UserError, match=r"the loss of task \w+ explodes: .* at step 2 \(rows 512 to 767 of the"):
+    with pytest.raises(UserError, match=r"the loss of task \w+ explodes: .* at step 3 \(rows 512 to 767 of the"):
         fit(encoder.config, TRAINING, encoder, loader)
 
 
