@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -72,6 +73,20 @@ def _local_store(config: Recommender) -> Path:
     return config.workspace.parent / "mlflow"
 
 
+@contextmanager
+def _alone_at(uri: str) -> Iterator[None]:
+    """Wait until nobody else opens a local store: of two processes that make its database at once, mlflow ends one or
+    both with an error."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def _track_at(uri: str) -> None:
     """Use a store in this process. mlflow also writes it to the environment, where the next recommender would find it
     and take it for what the user asked for."""
@@ -91,14 +106,13 @@ class Registry:
 
     def __init__(self, config: Recommender) -> None:
         self.name, self.uri = config.name, tracking_uri(config)
-        if self.uri.startswith("sqlite:///"):
-            Path(self.uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        _track_at(self.uri)
-        self.client = MlflowClient()
-        try:
-            self.experiment_id = self._experiment(config)
-        except MlflowException as error:
-            raise UserError(f"MLflow at {self.uri}: {str(error).splitlines()[0]}") from None
+        with _alone_at(self.uri):
+            _track_at(self.uri)
+            self.client = MlflowClient()
+            try:
+                self.experiment_id = self._experiment(config)
+            except MlflowException as error:
+                raise UserError(f"MLflow at {self.uri}: {str(error).splitlines()[0]}") from None
 
     def _experiment(self, config: Recommender) -> str:
         found = self.client.get_experiment_by_name(self.name)
