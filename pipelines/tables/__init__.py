@@ -19,6 +19,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from pipelines import places
+from pipelines.tables.files import is_s3
 from pipelines.tables.publishing import DayWriter, Place, days_of
 from recsys_moe.errors import UserError
 
@@ -119,12 +120,20 @@ class Tables:
         Raises:
             UserError: no day has one of the columns.
         """
-        dataset = self.place(name).dataset(self.delta(name), coded)
+        place = self.place(name)
+        dataset = place.dataset(self.delta(name), coded)
         if lacking := sorted(set(columns or ()) - set(dataset.schema.names)):
             raise UserError(f"{self.path(name)}: no day has a column {lacking[0]!r}; run `recsys-moe prepare` again")
-        # As little ahead as keeps a reader busy: each row group that waits is in memory.
+        # As little ahead as keeps a reader busy: each row group that waits is in memory. Of a local file Arrow would
+        # read all that is asked for before it begins.
+        ahead = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=is_s3(place.folder))
         scanner = dataset.scanner(
-            columns=columns, filter=pc.field("ds") == ds, batch_size=BLOCK_ROWS, batch_readahead=1, fragment_readahead=1
+            columns=columns,
+            filter=pc.field("ds") == ds,
+            batch_size=BLOCK_ROWS,
+            batch_readahead=1,
+            fragment_readahead=1,
+            fragment_scan_options=ahead,
         )
         yield from scanner.to_batches()
 
