@@ -24,15 +24,17 @@ from recsys_moe.model import RankingModel
 from recsys_moe.presets import with_preset
 from recsys_moe.training import fit
 
-MODELS = ("dense", "sparse")
-"""All experts for every row, as the peers have it (Ma et al. 2018), or the best two of them."""
+MODELS = ("dense", "sparse", "sparse_by_task")
+"""All experts for every row, as the peers have it (Ma et al. 2018), or the best two of them for a row, which each
+task's gate weighs, or for each task of a row, which then runs up to four."""
 
 
 def model_config(kind: str, workload: Workload) -> ModelConfig:
     """One of `MODELS`, of the workload's sizes."""
     dense = {"preset": "mmoe", "experts": {"shared": workload.experts}}
-    sparse = {"preset": "mixtral", "experts": {"routed": workload.experts, "dispatch": "sparse"}}
-    model = with_preset({"dense": dense, "sparse": sparse}[kind])
+    by_task = {"preset": "mixtral", "experts": {"routed": workload.experts, "dispatch": "sparse"}}
+    sparse = {**by_task, "gates": {"routing": "example"}}
+    model = with_preset({"dense": dense, "sparse": sparse, "sparse_by_task": by_task}[kind])
     ids = [
         {"name": name, "kind": "categorical", "side": "user", "hash_buckets": size - 1}
         for name, size in zip(workload.ids, workload.vocabularies, strict=True)
@@ -43,6 +45,7 @@ def model_config(kind: str, workload: Workload) -> ModelConfig:
             "tasks": [{"name": f"task{n}"} for n in range(workload.tasks)],
             "embedding_dim": workload.dim,
             "experts": {**model["experts"], "hidden": workload.hidden},
+            "gates": model.get("gates", {}),
             "towers": workload.towers,
         }
     )

@@ -80,7 +80,7 @@ def model_config(preset: str, width: int) -> ModelConfig:
 def count_parameters(config: ModelConfig) -> int:
     """Weights and biases that can learn: no padding, and no gate where there is nothing to choose."""
     experts, (width,) = config.experts.shared, config.experts.hidden
-    gates = 0 if experts == 1 else 1 if config.gates.routing == "example" else TASKS
+    gates = 0 if experts == 1 else 1 if config.gates.shared_gate else TASKS
     tower = (width + 1) * TOWER + TOWER + 1
     return experts * (INPUTS + 1) * width + gates * (INPUTS + 1) * experts + TASKS * tower
 

@@ -2,9 +2,11 @@
 
 20 ids (10 of 10 thousand values and 10 of 100 thousand, 16 wide) and 10 numbers are 330 inputs of experts of
 256 → 128, with towers of 64 for two binary tasks, in batches of 4096 rows. Ours is the product's whole training step
-(benchmarks.product). Of the peers there are bare steps (forward, loss, backward, Adam, on tensors in memory) and
-their own training loops. Each runs in a process and, for peers, an environment of its own (`make bench-peers`); those
-with as many experts are measured in turns, and the quickest pass of each counts, in seconds of the processor.
+(benchmarks.product); our sparse models run the best two experts of a row and, measured beside that, the best two of
+each task of a row, which are 3.7 in all. Of the peers there are bare steps (forward, loss, backward, Adam, on tensors
+in memory) and their own training loops. Each runs in a process and, for peers, an environment of its own
+(`make bench-peers`); those with as many experts are measured in turns, and the quickest pass of each counts, in
+seconds of the processor.
 """
 
 from __future__ import annotations
@@ -28,9 +30,11 @@ from recsys_moe.errors import UserError
 log = logging.getLogger(__name__)
 
 PEERS_PYTHON = ROOT / ".venv-peers" / "bin" / "python"
-OURS = {8: "dense", 16: "sparse", 64: "sparse"}
-"""Which of our models is measured beside peers of as many experts; sparse ones run the best two of them."""
+OURS = {8: ("dense",), 16: ("sparse", "sparse_by_task"), 64: ("sparse", "sparse_by_task")}
+"""Which of our models (benchmarks.product) are measured beside peers of as many experts."""
 MEASURES = ("step", "loop")
+_NAMES = {"dense": "ours, all experts", "sparse": "ours, best 2 a row", "sparse_by_task": "ours, best 2 a task"}
+_WHAT = {"step": "bare step", "loop": "own loop"}
 PEAK_SIZE = 2048
 
 
@@ -58,36 +62,37 @@ def compare(sizes: Workload, rounds: int) -> dict[str, Any]:
     peak = _peak_flops()
     by_experts: dict[int, dict[str, dict[str, float]]] = {}
     versions: dict[str, str] = {}
-    per_row: dict[int, float] = {}
-    for experts, kind in OURS.items():
+    per_row: dict[int, dict[str, float]] = {}
+    for experts, kinds in OURS.items():
         workload = replace(sizes, experts=experts)
-        outcome = in_turns(
-            _commands(kind, workload, rounds + 1), {"ours": ["step"], **dict.fromkeys(PEERS, MEASURES)}, rounds
-        )
-        per_row[experts] = outcome.said["ours"].pop("experts_per_row")
+        measures = {**dict.fromkeys(kinds, ("step",)), **dict.fromkeys(PEERS, MEASURES)}
+        outcome = in_turns(_commands(kinds, workload, rounds + 1), measures, rounds)
+        per_row[experts] = {kind: outcome.said[kind].pop("experts_per_row") for kind in kinds}
         by_experts[experts] = outcome.seconds
         for said in outcome.said.values():
             versions |= said
     return result(sizes, by_experts, per_row, peak) | {"versions": versions}
 
 
-def _commands(kind: str, workload: Workload, passes: int) -> dict[str, Sequence[str]]:
-    ours = [sys.executable, "-m", "benchmarks.product", kind, workload.to_json(), str(passes)]
+def _commands(kinds: Sequence[str], workload: Workload, passes: int) -> dict[str, Sequence[str]]:
+    product = [sys.executable, "-m", "benchmarks.product"]
+    ours = {kind: [*product, kind, workload.to_json(), str(passes)] for kind in kinds}
     peers = {name: [str(PEERS_PYTHON), "-m", "benchmarks.peers", name, workload.to_json()] for name in PEERS}
-    return {"ours": ours, **peers}
+    return {**ours, **peers}
 
 
 def result(
     sizes: Workload,
     by_experts: Mapping[int, Mapping[str, Mapping[str, float]]],
-    per_row: Mapping[int, float],
+    per_row: Mapping[int, Mapping[str, float]],
     peak: float,
 ) -> dict[str, Any]:
     """Ratios and rates.
 
     Args:
         by_experts: seconds of a pass by number of experts, contestant and measure.
-        per_row: how many of ours run a row. peak: floating-point operations a second of a large matrix product.
+        per_row: how many experts a row of each of ours runs.
+        peak: floating-point operations a second of a large matrix product.
     """
     samples = {
         f"{name} {measure} {experts}": sizes.steps * sizes.rows / seconds
@@ -96,16 +101,22 @@ def result(
         for measure, seconds in measures.items()
     }
     best = {experts: max(samples[f"{peer} step {experts}"] for peer in PEERS) for experts in by_experts}
-    ours = {experts: samples[f"ours step {experts}"] for experts in by_experts}
+    contests = [(kind, experts) for experts in by_experts for kind in OURS[experts]]
     return {
-        "dense_vs_best_peer": ours[8] / best[8],
-        "sparse16_vs_best_peer": ours[16] / best[16],
-        "sparse64_vs_best_peer": ours[64] / best[64],
+        **{f"{_key(*one)}_vs_best_peer": samples[f"{one[0]} step {one[1]}"] / best[one[1]] for one in contests},
         "samples_per_second": samples,
-        "experts_per_row": {str(experts): value for experts, value in per_row.items()},
-        "fractions_of_peak": {str(e): ours[e] * _operations(sizes, per_row[e], e) / peak for e in by_experts},
+        "experts_per_row": {_key(kind, experts): per_row[experts][kind] for kind, experts in contests},
+        "fractions_of_peak": {
+            _key(kind, e): samples[f"{kind} step {e}"] * _operations(sizes, per_row[e][kind], e) / peak
+            for kind, e in contests
+        },
         "peak_gflops": peak / 1e9,
     }
+
+
+def _key(kind: str, experts: int) -> str:
+    """`dense`, `sparse16`, `sparse16_by_task`."""
+    return kind if kind == "dense" else kind.replace("sparse", f"sparse{experts}")
 
 
 def _operations(sizes: Workload, per_row: float, experts: int) -> float:
@@ -130,22 +141,20 @@ def _peak_flops(repeats: int = 5) -> float:
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Samples a second by number of experts, then the ratios."""
+    """Samples a second by number of experts, then how ours compare."""
     samples = result["samples_per_second"]
-    lines = ["samples a second              " + "".join(f"{f'{e} experts':>14}" for e in OURS)]
-    for name, measure in (("ours", "step"), *((peer, measure) for peer in PEERS for measure in MEASURES)):
-        rates = "".join(f"{samples[f'{name} {measure} {e}']:14.0f}" for e in OURS)
-        what = "training step" if name == "ours" else {"step": "bare step", "loop": "own loop"}[measure]
-        lines.append(f"{name + ', ' + what:30}{rates}")
-    lines.append(
-        f"{'ours, share of the peak':30}" + "".join(f"{result['fractions_of_peak'][str(e)]:14.0%}" for e in OURS)
-    )
-    return "\n".join(
-        [
-            *lines,
-            "",
-            f"all of 8 experts: {result['dense_vs_best_peer']:.2f} times the quickest bare step of a peer",
-            f"2 of 16 experts: {result['sparse16_vs_best_peer']:.2f} times that of a peer's 16",
-            f"2 of 64 experts: {result['sparse64_vs_best_peer']:.2f} times that of a peer's 64",
-        ]
-    )
+    names = {f"{kind} step": name for kind, name in _NAMES.items()}
+    names |= {f"{peer} {measure}": f"{peer}, {_WHAT[measure]}" for peer in PEERS for measure in MEASURES}
+    lines = [_row("samples a second", [f"{experts} experts" for experts in OURS])]
+    for key, name in names.items():
+        rates = [samples.get(f"{key} {experts}") for experts in OURS]
+        lines.append(_row(name, ["" if rate is None else f"{rate:.0f}" for rate in rates]))
+    for experts, kinds in OURS.items():
+        for key, kind in ((_key(kind, experts), kind) for kind in kinds):
+            ratio, share = result[f"{key}_vs_best_peer"], result["fractions_of_peak"][key]
+            lines.append(f"{_NAMES[kind]}, {experts} experts: {ratio:.2f} times the best peer, {share:.0%} of the peak")
+    return "\n".join(lines)
+
+
+def _row(name: str, cells: Sequence[str]) -> str:
+    return f"{name:28}" + "".join(f"{cell:>14}" for cell in cells)

@@ -147,9 +147,14 @@ class Experts(Frozen):
 class Gating(Frozen):
     """How experts are chosen, weighted and kept busy.
 
-    `routing: task` gives each task a gate of its own, `example` one gate to all. Weights are the `score` of the
-    experts that a row runs, brought to a sum of 1 (`renormalise: false` leaves out what went to those not chosen, as
+    Each task has a gate of its own, or all of them one (`shared_gate`). Routed experts are chosen by each gate for its
+    task (`routing: task`: a row runs up to `top_k` for each), or once for the row, by the mean of what its gates say
+    (`routing: example`: it runs `top_k`, which each task's gate still weighs). Weights are the `score` of the experts
+    that a row runs, brought to a sum of 1 (`renormalise: false` leaves out what went to those not chosen, as
     Switch does: with top_k 1 the gate would learn nothing otherwise).
+
+    With `input: user` gates read the user's and the moment's features alone, so that all pairs of a user share their
+    experts: scoring is quicker, and an item has no say in who speaks for it.
 
     Routed experts are kept busy by a bias on the choice, moved by `balance_rate` times the error of the load: of the
     pairs that some task chose (`union`), or of each `task`. `auxiliary_loss` is the weight of Switch's loss, `z_loss`
@@ -158,6 +163,8 @@ class Gating(Frozen):
     """
 
     routing: Literal["task", "example"] = "task"
+    input: Literal["all", "user"] = "all"
+    shared_gate: bool = False
     score: Literal["softmax", "sigmoid"] = "softmax"
     renormalise: bool = True
     balance: Literal["union", "task"] = "union"

@@ -41,13 +41,24 @@ class Plan:
     @classmethod
     def of(cls, chosen: Tensor, num_experts: int) -> Plan:
         """The union of all tasks' choices [B, T, K], each an expert's number."""
+        tasks = chosen.shape[1]
+        if chosen.stride(1) == 0:
+            chosen = chosen[:, :1]  # of one choice for all tasks there is nothing to unite
         rows = max(len(chosen), 1)
         row = torch.arange(len(chosen), device=chosen.device)[:, None, None]
         pairs, position = torch.unique(chosen * rows + row, return_inverse=True)
         expert = pairs.div(rows, rounding_mode="floor")
         bounds = torch.arange(1, num_experts + 1, device=chosen.device) * rows
         ends = torch.searchsorted(pairs, bounds).to(torch.int32)
-        return cls(pairs - expert * rows, expert, ends, position)
+        return cls(pairs - expert * rows, expert, ends, position.expand(-1, tasks, -1))
+
+    def first_of_pair(self) -> Tensor:
+        """[B, T · K] which choices are the first of their row to name their pair."""
+        position = self.position.flatten(1)
+        first = torch.ones_like(position, dtype=torch.bool)
+        for later in range(1, position.shape[1]):
+            first[:, later] = (position[:, :later] != position[:, later : later + 1]).all(1)
+        return first
 
 
 def grouped_product(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
@@ -106,7 +117,7 @@ class _GroupedPerceptrons(torch.autograd.Function):
                 sums += parameters[layers + layer - 1].squeeze(1).index_select(0, plan.expert)
             hidden.append(sums.relu_())
         ctx.save_for_backward(*parameters[:layers], *hidden)
-        ctx.plan, ctx.rows = plan, len(x)
+        ctx.plan = plan
         return hidden[-1]
 
     @staticmethod
@@ -126,7 +137,7 @@ class _GroupedPerceptrons(torch.autograd.Function):
             grad = grouped_product(grad, weights[layer].transpose(1, 2), plan.ends)
             if layer:
                 torch.ops.aten.threshold_backward(grad, hidden[layer], 0, grad_input=grad)
-        of_x = grad.new_zeros(ctx.rows, grad.shape[1]).index_add_(0, plan.row, grad)
+        of_x = _bags(grad, plan.position.flatten(1), plan.first_of_pair().to(grad.dtype))
         return None, of_x, *of_weights, *of_biases
 
 

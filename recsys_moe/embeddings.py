@@ -89,7 +89,11 @@ class TorchrecEmbeddings(nn.Module):
         """Pooled vectors [B, F * dim] of a batch."""
         if not self.keys:  # torchrec cannot join the vectors of no table at all
             return batch.dense.new_zeros(len(batch), 0)
-        pooled = self.collection(batch.features).to_dict()
+        keyed = self.collection(batch.features)
+        if not self._multivalued and keyed.keys() == self.keys:
+            values: Tensor = keyed.values()
+            return values
+        pooled = keyed.to_dict()
         lengths = batch.lengths.view(len(self.keys), -1)
         vectors = []
         for position, key in enumerate(self.keys):

@@ -144,25 +144,25 @@ class ExpertBank(nn.Module):
         for up in self.segments.up if self.segments is not None else ():
             up.mul_(1.0 - share)
 
-    def settle_dispatch(self, rows: int, top_k: int, num_gates: int) -> str:
+    def settle_dispatch(self, rows: int, top_k: int, num_choices: int) -> str:
         """Where `dispatch` is `auto`, time a step of the routed experts both ways on this device and choose.
 
         Dense must be quicker by a clear margin: else two trainings on one machine might be computed in different
         ways, and round differently.
 
         Args:
-            rows: B of a training step. num_gates: T, or 1 where all tasks share a gate.
+            rows: B of a training step. num_choices: T, or 1 where tasks share a row's choice.
 
         Returns: `dense` or `sparse`.
         """
         if self.dispatch == "auto":
             all_run = top_k >= self.layout.routed
-            self.dispatch = "dense" if all_run or self._is_dense_quicker(rows, top_k, num_gates) else "sparse"
+            self.dispatch = "dense" if all_run or self._is_dense_quicker(rows, top_k, num_choices) else "sparse"
         return self.dispatch
 
-    def _is_dense_quicker(self, rows: int, top_k: int, num_gates: int) -> bool:
+    def _is_dense_quicker(self, rows: int, top_k: int, num_choices: int) -> bool:
         draw = torch.Generator().manual_seed(0)
-        scores = torch.rand(rows, num_gates, self.layout.routed, generator=draw)
+        scores = torch.rand(rows, num_choices, self.layout.routed, generator=draw)
         chosen = scores.topk(top_k).indices.expand(-1, self.layout.num_tasks, -1)
         sparse, dense = (self._seconds(way, chosen) for way in ("sparse", "dense"))
         return dense < CLEARLY_QUICKER * sparse

@@ -103,6 +103,27 @@ def explain(model: RankingModel, x: Tensor, segment: Tensor, reference: Referenc
     )
 
 
+@torch.no_grad()
+def gate_strengths(model: RankingModel, x: Tensor, segment: Tensor) -> Tensor:
+    """How much each feature moves a task's gate, over rows x [B, D] of segments [B].
+
+    It is the typical size (root mean square over the rows) of what the feature adds to an expert's logit, compared
+    with an average row's and with the other experts'; the mean over experts by their weight.
+
+    Returns: [T, F + 1] for the features and then the segment; 0 where a gate sees one expert only.
+    """
+    seen, widths = _seen(model), [width for _, width in input_widths(model.config)]
+    pull = _against_others(_by_expert(model.gates.weight.double(), model), seen)
+    blocks = zip((x.double() - x.double().mean(0)).split(widths, 1), pull.split(widths), strict=True)
+    added = [torch.einsum("dte,df,fte->te", own, part.T @ part / len(x), own) for part, own in blocks]
+    known = model.gates.segment_embedding.double().index_fill(0, torch.tensor([0]), 0.0)
+    of_segment = _against_others(_by_expert(known @ model.gates.segment_weight.double(), model), seen)[segment]
+    squares = torch.stack([*added, (of_segment - of_segment.mean(0)).square().mean(0)], 1)
+    weights = model.gates(x, segment).over_experts(model.experts.layout.total).double().mean(0)
+    sizes = squares.clamp(min=0.0).sqrt().nan_to_num()
+    return torch.einsum("tfe,te->tf", sizes, weights) / weights.sum(-1, keepdim=True)
+
+
 def input_widths(config: ModelConfig) -> list[tuple[str, int]]:
     """Each feature and how many of the columns of x are its, in x's order: sparse ones, then numbers."""
     sparse = [(feature.name, config.embedding_dim) for feature in config.features if feature.kind != "numeric"]
@@ -118,7 +139,7 @@ def _summed_by_feature(model: RankingModel, x: Tensor) -> Tensor:
 
 
 def _by_expert(flat: Tensor, model: RankingModel) -> Tensor:
-    """[..., gates·E] as [..., T, E]; one gate stands for all tasks with `routing: example`."""
+    """[..., gates·E] as [..., T, E]; one gate stands for all tasks with `shared_gate`."""
     layout = model.experts.layout
     by_gate = flat.view(*flat.shape[:-1], model.gates.num_gates, layout.total)
     return by_gate.expand(*flat.shape[:-1], layout.num_tasks, layout.total)

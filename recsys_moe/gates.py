@@ -50,7 +50,8 @@ class Gates(nn.Module):
     def __init__(self, layout: ExpertLayout, input_dim: int, num_segments: int, top_k: int, gating: Gating) -> None:
         super().__init__()
         self.layout, self.top_k, self.gating = layout, min(top_k, layout.routed), gating
-        self.num_gates = layout.num_tasks if gating.routing == "task" else 1
+        self.num_gates = 1 if gating.shared_gate else layout.num_tasks
+        self.num_choices = self.num_gates if gating.routing == "task" else 1
         self.all_chosen = False
         """In training, every routed expert runs: the dense warm-up."""
         outputs = self.num_gates * layout.total
@@ -59,14 +60,17 @@ class Gates(nn.Module):
         self.segment_embedding = nn.Parameter(torch.zeros(num_segments, SEGMENT_DIM))
         self.offset = nn.Parameter(torch.zeros(outputs))
         self.bias: Tensor
-        biases = self.num_gates if gating.balance == "task" else 1
+        biases = self.num_choices if gating.balance == "task" else 1
         self.register_buffer("bias", torch.zeros(biases, layout.routed))
         self.always: Tensor
         self.register_buffer("always", layout.always_run(), persistent=False)
 
     def forward(self, x: Tensor, segment: Tensor) -> Routing:
         """Route rows: x [B, D], segment [B]."""
-        logits = self.logits(x, segment)
+        return self.route(self.logits(x, segment))
+
+    def route(self, logits: Tensor) -> Routing:
+        """Choose and weight experts by what `logits` returned, [B, gates, E]."""
         chosen = self._choose(logits[..., self.layout.routed_slice]).expand(-1, self.layout.num_tasks, -1)
         logits = logits.expand(-1, self.layout.num_tasks, -1)
         experts = self._slots(chosen)
@@ -74,17 +78,19 @@ class Gates(nn.Module):
         return Routing(experts, weights, chosen, self._penalty(logits, chosen))
 
     def logits(self, x: Tensor, segment: Tensor) -> Tensor:
-        """[B, gates, E], before anything is chosen; one gate stands for all tasks with `routing: example`."""
+        """[B, gates, E], before anything is chosen; one gate stands for all tasks with `shared_gate`."""
         known = functional.embedding(segment, self.segment_embedding, padding_idx=0)
         flat = torch.addmm(self.offset, x.to(self.weight.dtype), self.weight) + known @ self.segment_weight
         return flat.view(len(x), self.num_gates, self.layout.total)
 
     @torch.no_grad()
     def _choose(self, routed: Tensor) -> Tensor:
-        """[B, gates, k] numbers of the best routed experts of logits [B, gates, R]."""
+        """[B, choices, k] numbers of the best routed experts of logits [B, gates, R]."""
         if (self.all_chosen and self.training) or self.top_k == self.layout.routed:
-            return torch.arange(self.layout.routed, device=routed.device).expand_as(routed)
-        score = (routed.softmax(-1) if self.gating.score == "softmax" else routed.sigmoid()) + self.bias
+            every = torch.arange(self.layout.routed, device=routed.device)
+            return every.expand(len(routed), self.num_choices, -1)
+        score = routed.softmax(-1) if self.gating.score == "softmax" else routed.sigmoid()
+        score = self.bias + (score if self.num_choices == self.num_gates else score.mean(1, keepdim=True))
         if self.top_k > FEW:
             return score.topk(self.top_k, dim=-1).indices
         best = []
@@ -145,6 +151,14 @@ class Gates(nn.Module):
             dist.all_reduce(load)
         error = 1.0 / self.layout.routed - load / load.sum(-1, keepdim=True)
         self.bias += self.gating.balance_rate * error
+
+    @torch.no_grad()
+    def read_only(self, inputs: Tensor) -> None:
+        """Let the gates read these of the inputs alone, bool [D]: other weights become zero and get no gradient."""
+        mask = inputs.to(self.weight).unsqueeze(1)
+        self.register_buffer("reads", mask, persistent=False)
+        self.weight.mul_(mask)
+        self.weight.register_hook(lambda gradient: gradient * self.get_buffer("reads").to(gradient.dtype))
 
     @torch.no_grad()
     def decay_segments(self, share: float) -> None:

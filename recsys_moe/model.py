@@ -39,6 +39,8 @@ class RankingModel(nn.Module):
         if sizes.embedding_sets > 1:
             read_own_sets(self.experts, len(vocab_sizes), config.embedding_dim, sizes.embedding_sets)
         self.gates = Gates(self.experts.layout, input_dim, num_segments, sizes.top_k, config.gates)
+        if config.gates.input == "user":
+            self.gates.read_only(not_of_items(config))
         self.towers = Towers(len(config.tasks), (sizes.hidden[-1], *config.towers, 1))
         self.ancestry: Tensor
         self.register_buffer("ancestry", ancestry(config.tasks), persistent=False)
@@ -97,6 +99,12 @@ class Towers(nn.Module):
             mean = torch.tensor(label_means.get(task.name, 0.0 if task.kind == "regression" else 0.5))
             start = mean if task.kind == "regression" else mean.clamp(1e-4, 1 - 1e-4).logit()
             self.biases[-1][position] = start
+
+
+def not_of_items(config: ModelConfig) -> Tensor:
+    """[D] bool, which inputs are of the user's or the moment's features, in x's order: sparse ones, then numbers."""
+    sparse = [f.side != "item" for f in config.features if f.kind != "numeric" for _ in range(config.embedding_dim)]
+    return torch.tensor(sparse + [f.side != "item" for f in config.features if f.kind == "numeric"])
 
 
 def ancestry(tasks: Sequence[Task]) -> Tensor:

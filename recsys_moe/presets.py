@@ -15,7 +15,7 @@ PRESETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
     # One softmax gate over all experts (Jacobs, Jordan, Nowlan & Hinton 1991).
     "jacobs": {
         "experts": {"shared": 8, "per_task": 0, "per_segment": 0, "routed": 0},
-        "gates": {"routing": "example"},
+        "gates": {"shared_gate": True},
     },
     # The same with a gate per task (Ma et al. 2018).
     "mmoe": {"experts": {"shared": 8, "per_task": 0, "per_segment": 0, "routed": 0}},

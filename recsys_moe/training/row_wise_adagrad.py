@@ -81,7 +81,8 @@ def step(
     sums = momentum1_host.index_select(0, met) + torch.linalg.vecdot(gradients, gradients) / max_D
     momentum1_host.scatter_(0, met, sums)
     gradients.mul_((-learning_rate_tensor.item() / sums.sqrt_().add_(eps)).unsqueeze(1))
-    host_weights.view(-1, max_D).index_add_(0, met, gradients)
+    weights = host_weights.view(-1, max_D)
+    weights.index_copy_(0, met, gradients.add_(weights.index_select(0, met)))  # quicker than adding in place
 
 
 def _sum_equal(gradients: Tensor, met: Tensor, num_rows: int) -> Tensor:

@@ -90,7 +90,7 @@ class Trainer:
         if known is None:
             rows = -(-self.training.batch_size // dist.get_world_size())
             ways = ("dense", "sparse")
-            first = torch.tensor([ways.index(experts.settle_dispatch(rows, gates.top_k, gates.num_gates))])
+            first = torch.tensor([ways.index(experts.settle_dispatch(rows, gates.top_k, gates.num_choices))])
             first = first.to(self.device)
             dist.broadcast(first, 0)
             known = ways[int(first)]
@@ -165,7 +165,10 @@ class Trainer:
 
     def update(self) -> None:
         """Move the dense weights by their gradients."""
-        self.grad_norm = nn.utils.clip_grad_norm_(self._dense, self.training.clip_norm)
+        gradients = [p.grad for p in self._dense if p.grad is not None]
+        self.grad_norm = nn.utils.get_total_norm(gradients)
+        if self.device.type != "cpu" or self.grad_norm > self.training.clip_norm:  # to look at it would stop a GPU
+            nn.utils.clip_grads_with_norm_(self._dense, self.training.clip_norm, self.grad_norm)
         self._optimizer.step()
 
     def zero_grad(self) -> None:

@@ -26,20 +26,26 @@ def test_ratios_are_to_the_quicker_bare_step_of_a_peer() -> None:
     ours = {8: 2.0, 16: 1.0, 64: 0.5}
     seconds = {
         experts: {
-            "ours": {"step": taken},
+            **{kind: {"step": taken * (1 + number)} for number, kind in enumerate(training.OURS[experts])},
             "torch-rechub": {"step": 4.0, "loop": 0.1},
             "deepctr-torch": {"step": 3.0, "loop": 0.2},
         }
         for experts, taken in ours.items()
     }
     sizes = Workload(experts=0, steps=3)
-    result = training.result(sizes, seconds, {8: 8.0, 16: 3.75, 64: 4.0}, peak=1e11)
+    per_row = {
+        8: {"dense": 8.0},
+        16: {"sparse": 2.0, "sparse_by_task": 3.7},
+        64: {"sparse": 2.0, "sparse_by_task": 3.9},
+    }
+    result = training.result(sizes, seconds, per_row, peak=1e11)
     assert result["dense_vs_best_peer"] == 1.5
     assert result["sparse16_vs_best_peer"] == 3.0
     assert result["sparse64_vs_best_peer"] == 6.0
+    assert result["sparse64_by_task_vs_best_peer"] == 3.0
     assert result["samples_per_second"]["torch-rechub step 8"] == 3 * 4096 / 4.0
     multiplications = 8 * (330 * 256 + 256 * 128) + 2 * (330 * 8 + 128 * 64 + 64)
-    assert result["fractions_of_peak"]["8"] == pytest.approx(6 * multiplications * 3 * 4096 / 2.0 / 1e11)
+    assert result["fractions_of_peak"]["dense"] == pytest.approx(6 * multiplications * 3 * 4096 / 2.0 / 1e11)
     assert "1.50 times" in training.table(result)
 
 
@@ -56,7 +62,7 @@ def test_our_model_has_the_sizes_of_the_peers(kind: str) -> None:
     assert config.experts.hidden == TINY.hidden
     assert config.towers == TINY.towers
     always, chosen = config.experts.shared, config.experts.top_k if config.experts.routed else 0
-    assert (always, chosen) == {"dense": (4, 0), "sparse": (0, 2)}[kind]
+    assert (always, chosen) == ((4, 0) if kind == "dense" else (0, 2))
 
 
 def test_ours_trains_on_the_same_rows() -> None:
@@ -106,7 +112,9 @@ def _measured(command: Sequence[str], measures: Sequence[str]) -> Contestant:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("kind", "least", "most"), [("dense", 4.0, 4.0), ("sparse", 2.0, 4.0)])
+@pytest.mark.parametrize(
+    ("kind", "least", "most"), [("dense", 4.0, 4.0), ("sparse", 2.0, 2.0), ("sparse_by_task", 2.0, 4.0)]
+)
 def test_ours_trains_when_it_is_told_to(kind: str, least: float, most: float) -> None:
     command = [sys.executable, "-m", "benchmarks.product", kind, TINY.to_json(), "2"]
     assert least <= _measured(command, ["step", "step"]).about["experts_per_row"] <= most
@@ -126,6 +134,6 @@ def test_a_peer_trains_when_it_is_told_to(peer: str) -> None:
 @pytest.mark.timeout(600)
 def test_all_in_one_run() -> None:
     result = training.compare(replace(TINY, experts=0), rounds=1)
-    assert all(result[f"{name}_vs_best_peer"] > 0 for name in ("dense", "sparse16", "sparse64"))
+    assert all(result[f"{name}_vs_best_peer"] > 0 for name in ("dense", "sparse16", "sparse64", "sparse64_by_task"))
     assert set(PEERS) < set(result["versions"])
     assert training.table(result)

@@ -35,9 +35,9 @@ def differences(ranker: Ranker, rows: int = 1) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [1, 7])
-@pytest.mark.parametrize("routing", ["task", "example"])
-def test_what_features_add_sums_to_the_logits(routing: str, count: int) -> None:
-    encoder = Encoder.fit(model_config(gates=Gating(routing=routing)), raw_rows(300).to_batches())
+@pytest.mark.parametrize("gating", [Gating(), Gating(routing="example"), Gating(shared_gate=True)])
+def test_what_features_add_sums_to_the_logits(gating: Gating, count: int) -> None:
+    encoder = Encoder.fit(model_config(gates=gating), raw_rows(300).to_batches())
     torch.manual_seed(3)
     model = empty_model(encoder)
     with torch.no_grad():

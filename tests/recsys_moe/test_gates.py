@@ -38,15 +38,34 @@ def loads(routing: Routing, routed: int) -> Tensor:
 
 
 def test_one_gate_for_all_tasks_chooses_and_weighs_alike() -> None:
-    shared = route(gates_of(Gating(routing="example")))
+    shared = route(gates_of(Gating(shared_gate=True)))
     assert torch.equal(shared.chosen[:, 0], shared.chosen[:, 1])
     assert torch.equal(shared.weights[:, 0], shared.weights[:, 1])
     own = route(gates_of(Gating(routing="task")))
     assert not torch.equal(own.chosen[:, 0], own.chosen[:, 1])
 
 
+def test_a_rows_one_choice_is_of_the_highest_mean_and_weighed_by_each_tasks_gate() -> None:
+    gates = gates_of(Gating(routing="example"))
+    x, segment = torch.randn(50, INPUTS), torch.arange(50) % SEGMENTS
+    mean = gates.logits(x, segment)[..., gates.layout.routed_slice].softmax(-1).mean(1)
+    routing = gates(x, segment)
+    expected = mean.topk(gates.top_k).indices.sort(-1).values
+    for task in range(routing.chosen.shape[1]):
+        assert torch.equal(routing.chosen[:, task].sort(-1).values, expected)
+    assert not torch.allclose(routing.weights[:, 0], routing.weights[:, 1])
+
+
+@pytest.mark.parametrize("balance", ["union", "task"])
+def test_one_choice_has_one_bias(balance: str) -> None:
+    gates = gates_of(Gating(routing="example", balance=balance))
+    gates.balance(gates(torch.randn(50, INPUTS), torch.zeros(50, dtype=torch.int64)).chosen)
+    assert gates.bias.shape == (1, gates.layout.routed)
+    assert gates.bias.abs().sum() > 0
+
+
 def test_with_one_gate_each_task_still_has_experts_of_its_own() -> None:
-    routing = route(gates_of(Gating(routing="example"), per_task=1))
+    routing = route(gates_of(Gating(shared_gate=True), per_task=1))
     assert (routing.experts[:, 0, 1] == 1).all()
     assert (routing.experts[:, 1, 1] == 2).all()
 
