@@ -165,23 +165,28 @@ class _Run:
 
     def _after_step(self, seen: Seen, epoch: int) -> None:
         """Record, validate, end the epoch and write a checkpoint: in this order, so that it knows all of that."""
-        step, warm = self.trainer.step, self.training.warm_start
+        step = self.trainer.step
         self.means.add(seen.sums, seen.counts)
         if self.on_step is not None:
             self.on_step({"step": step, "epoch": epoch, **self._step_record(seen)})
         whole = step % self.loader.steps == 0
-        if self.start is not None and warm is not None and whole:
-            self.trainer.keep_of(self.start, warm.keep)
+        if whole:
+            self._keep_of_start()
         validated: Record = {}
         if step - epoch * self.loader.steps in self.validate_after:
             validated = self._validate(epoch)
         ends = whole or self._is_over()
-        if self.start is not None and warm is not None and ends and not whole:
-            self.trainer.keep_of(self.start, warm.keep)
+        if ends and not whole:
+            self._keep_of_start()
         if ends:
             self._end_epoch(epoch, validated)
         if ends or self._is_time():
             self._save()
+
+    def _keep_of_start(self) -> None:
+        """At the end of a warm start's epoch, which an early stop cuts short."""
+        if self.start is not None and self.training.warm_start is not None:
+            self.trainer.keep_of(self.start, self.training.warm_start.keep)
 
     def _step_record(self, seen: Seen) -> Record:
         record = Means(self.tasks, seen.sums, seen.counts).record()
