@@ -1,9 +1,10 @@
-"""DeepCTR-Torch's MMoE: bare steps on tensors in memory, and its own `fit`."""
+"""DeepCTR-Torch's MMoE: bare steps and predictions on tensors in memory, and its own `fit`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -15,11 +16,12 @@ from benchmarks.peers.worker import Measure
 from benchmarks.peers.workload import Rows, Workload
 
 
-def measures(workload: Workload) -> Mapping[str, Measure]:
-    """`step` and `loop`."""
+def measures(workload: Workload) -> Mapping[str, Callable[[], Measure]]:
+    """`step`, `loop` and `predict`."""
     # Imported, it asks PyPI for a newer version in a thread; with this in the way of its request it does not.
     sys.modules["requests"] = ModuleType("requests")
-    return {"step": _step(workload), "loop": _loop(workload)}
+    makers = {"step": _step, "loop": _loop, "predict": _predict}
+    return {name: partial(maker, workload) for name, maker in makers.items()}
 
 
 def _model(workload: Workload) -> Any:
@@ -66,3 +68,15 @@ def _loop(workload: Workload) -> Measure:
     rows = Rows.draw(workload)
     matrix, labels = _matrix(rows).numpy(), rows.labels.numpy()
     return lambda: model.fit(list(matrix.T), labels, batch_size=workload.rows, verbose=0)
+
+
+def _predict(workload: Workload) -> Measure:
+    model = _model(workload).eval()
+    matrices = [_matrix(rows) for rows in Rows.batches(workload)]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for matrix in matrices:
+            model(matrix)
+
+    return run

@@ -1,8 +1,9 @@
-"""torch-rechub's MMoE: bare steps on tensors in memory, and its own trainer on its own data loader."""
+"""torch-rechub's MMoE: bare steps and predictions on tensors in memory, and its own trainer on its own loader."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +13,10 @@ from benchmarks.peers.worker import Measure
 from benchmarks.peers.workload import Rows, Workload
 
 
-def measures(workload: Workload) -> Mapping[str, Measure]:
-    """`step` and `loop`."""
-    return {"step": _step(workload), "loop": _loop(workload)}
+def measures(workload: Workload) -> Mapping[str, Callable[[], Measure]]:
+    """`step`, `loop` and `predict`."""
+    makers = {"step": _step, "loop": _loop, "predict": _predict}
+    return {name: partial(maker, workload) for name, maker in makers.items()}
 
 
 def _model(workload: Workload) -> Any:
@@ -63,3 +65,15 @@ def _loop(workload: Workload) -> Measure:
     loader, _, _ = DataGenerator(columns, rows.labels.numpy()).generate_dataloader(**none, batch_size=workload.rows)
     trainer = MTLTrainer(_model(workload), ["classification"] * workload.tasks)
     return lambda: trainer.train_one_epoch(loader)
+
+
+def _predict(workload: Workload) -> Measure:
+    model = _model(workload).eval()
+    batches = [_columns(workload, rows) for rows in Rows.batches(workload)]
+
+    @torch.inference_mode()
+    def run() -> None:
+        for columns in batches:
+            model(columns)
+
+    return run

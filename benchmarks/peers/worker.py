@@ -43,8 +43,10 @@ class Channel:
         yield
         self.say(seconds=time.process_time() - start)
 
-    def serve(self, measures: Mapping[str, Measure]) -> None:
-        """Measure what is asked."""
+    def serve(self, measures: Mapping[str, Callable[[], Measure]]) -> None:
+        """Measure what is asked; what a measure needs is made when it is first asked for, outside of the time."""
+        made: dict[str, Measure] = {}
         for request in self.requests():
+            made[request] = made.get(request) or measures[request]()
             with self.timed():
-                measures[request]()
+                made[request]()
