@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.booster import TASKS, boosted
-from benchmarks.intervals import UserDraws, over_draws
 from benchmarks.kuairand import CONFIG, LAST_DAY, METRICS, OURS, Days
 from pipelines.config import load
-from pipelines.held_out import HeldOut, Scores
+from pipelines.held_out import HeldOut
+from pipelines.predictions import Scores
 from recsys_moe.errors import UserError
 from recsys_moe.memory import keep_freed_memory
+from recsys_moe.user_draws import UserDraws, over_draws
 
 log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import date, timedelta
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +25,15 @@ from pipelines.catalog import model_config
 from pipelines.config import Recommender, load
 from pipelines.config.steps import ModelShape
 from pipelines.evaluate import scores_of
-from pipelines.held_out import HeldOut, Scores
+from pipelines.held_out import HeldOut
 from pipelines.ingest import ingest
+from pipelines.predictions import Scores
 from pipelines.prepare import prepare, sides_of
 from pipelines.split import Split
 from pipelines.tables import Tables
 from recsys_moe.checkpoint import Ranker
-from recsys_moe.config import Experts, ModelConfig
+from recsys_moe.compute import multiplications, widened
+from recsys_moe.config import ModelConfig
 from recsys_moe.encoding import Encoder, Loader
 from recsys_moe.errors import UserError
 from recsys_moe.memory import keep_freed_memory
@@ -43,19 +44,30 @@ log = logging.getLogger(__name__)
 CONFIG = Path(__file__).parent.parent / "configs" / "kuairand.yaml"
 FIRST_DAY, LAST_DAY = date(2022, 4, 25), date(2022, 5, 6)
 OURS = "segmented"
+EQUAL: Mapping[str, Mapping[str, Any]] = {
+    "all_of_8": {"preset": "mmoe", "experts": {"shared": 8}},
+    "4_and_2_of_4": {
+        "experts": {"shared": 4, "per_task": 0, "per_segment": 0, "routed": 4, "top_k": 2},
+        "gates": {"routing": "example"},
+    },
+    "all_of_16": {"preset": "mmoe", "experts": {"shared": 16}},
+    "2_of_16": {"preset": "mixtral", "experts": {"routed": 16}, "gates": {"routing": "example"}},
+}
+"""As many experts of one size: all for every row, or the best two of some of them."""
 MODELS = ("shared_bottom", "dense", "mmoe", "ple", "mixtral", OURS)
 METRICS = ("auc", "gauc")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Which models, how many seeds, and up to which day."""
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="which of them (all)")
+    parser.add_argument("--models", nargs="+", choices=(*MODELS, *EQUAL), default=list(MODELS), help="which of them")
+    parser.add_argument("--against", choices=(*MODELS, *EQUAL), default=OURS, help="what others are compared with")
     parser.add_argument("--seeds", type=int, default=5, help="fits of each model (5)")
     last = "the last test day; 2022-05-04 leaves the last two for the end (2022-05-06)"
     parser.add_argument("--as-of", type=date.fromisoformat, default=LAST_DAY, help=last)
 
 
-def run(models: list[str] | None = None, seeds: int = 5, as_of: date = LAST_DAY) -> dict[str, Any]:
+def run(models: list[str] | None = None, seeds: int = 5, as_of: date = LAST_DAY, against: str = OURS) -> dict[str, Any]:
     """Fit each model with each seed and measure it on the two days up to `as_of`.
 
     Raises:
@@ -73,21 +85,21 @@ def run(models: list[str] | None = None, seeds: int = 5, as_of: date = LAST_DAY)
         for name in names:
             found[name].append(days.measure(name, seed))
             log.info("seed %d, %s: %s", seed, name, found[name][-1])
-    measured = {name: _summary(results, found.get(OURS)) for name, results in found.items()}
+    measured = {name: _summary(results, found.get(against)) for name, results in found.items()}
     rows = {"learned": days.learned.num_rows, "test": days.held_out.table.num_rows}
     return {"as_of": as_of.isoformat(), "seeds": seeds, "rows": rows, "models": measured}
 
 
-def _summary(results: list[dict[str, Any]], ours: list[dict[str, Any]] | None) -> dict[str, Any]:
-    """Means with 95 % intervals of every metric, and of the same seed's difference to ours."""
+def _summary(results: list[dict[str, Any]], reference: list[dict[str, Any]] | None) -> dict[str, Any]:
+    """Means with 95 % intervals of every metric, and of how far the same seed is above the reference."""
     summary: dict[str, Any] = {key: results[0][key] for key in ("parameters", "multiplications")}
     summary["seconds"] = min(result["seconds"] for result in results)
     for key in results[0]["metrics"]:
         values = [result["metrics"][key] for result in results]
         summary[key] = interval(values)
-        if ours is not None and ours is not results:
-            others = [result["metrics"][key] for result in ours]
-            summary[f"{key}_below_ours"] = interval([b - a for a, b in zip(values, others, strict=True)])
+        if reference is not None and reference is not results:
+            others = [result["metrics"][key] for result in reference]
+            summary[f"{key}_above"] = interval([a - b for a, b in zip(values, others, strict=True)])
     return summary
 
 
@@ -143,8 +155,9 @@ class Days:
         own = self.config.model
         if name == OURS:
             return self._model_config(own, with_segments=True)
-        written = {"preset": "shared_bottom" if name == "dense" else name, "experts": {"hidden": own.experts.hidden}}
-        shape = self._model_config(ModelShape.model_validate(written), with_segments=False)
+        written = EQUAL.get(name, {"preset": "shared_bottom" if name == "dense" else name})
+        experts = {**written.get("experts", {}), "hidden": own.experts.hidden}
+        shape = self._model_config(ModelShape.model_validate({**written, "experts": experts}), with_segments=False)
         return self._as_wide_as_ours(shape) if name == "dense" else shape
 
     def _model_config(self, model: ModelShape, with_segments: bool) -> ModelConfig:
@@ -159,29 +172,7 @@ class Days:
         """One network whose hidden layers are widened together until a row costs as much as in ours."""
         encoder = Encoder.fit(shape, self.learned.slice(0, 1000).to_batches())
         inputs = len(encoder.vocab_sizes) * shape.embedding_dim + encoder.num_dense
-        wanted, parts = multiplications(self.shape(OURS), inputs), 16
-        while True:
-            hidden = tuple(width * parts // 16 for width in self.config.model.experts.hidden)
-            wide = shape.model_copy(update={"experts": shape.experts.model_copy(update={"hidden": hidden})})
-            if multiplications(wide, inputs) >= wanted:
-                return wide
-            parts += 1
-
-
-def multiplications(shape: ModelConfig, inputs: int) -> float:
-    """Multiplications a row in experts and towers, with as many experts as independent gates would choose."""
-    sizes, tasks = shape.experts, len(shape.tasks)
-    widths = (inputs, *sizes.hidden)
-    one = sum(a * b for a, b in pairwise(widths))
-    always = sizes.shared + tasks * sizes.per_task + (sizes.per_segment if shape.segments else 0)
-    tower = (sizes.hidden[-1], *shape.towers, 1)
-    towers = tasks * sum(a * b for a, b in pairwise(tower))
-    return one * (always + chosen_experts(sizes, tasks)) + towers
-
-
-def chosen_experts(sizes: Experts, tasks: int) -> float:
-    """How many of the routed experts a row runs, when gates choose independently."""
-    return sizes.routed * (1 - (1 - sizes.top_k / sizes.routed) ** tasks) if sizes.routed else 0.0
+        return widened(shape, inputs, multiplications(self.shape(OURS), inputs))
 
 
 def table(result: Mapping[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """A fitted model as a folder: weights.safetensors, config.json, encoder.json, vocabularies.parquet. No pickle.
 
-Beside them, where there is one, optimizer.safetensors: what a warm start needs of the optimizer. Serving ignores it.
+`format.json` says that it is one, and what the other files must be (`recsys_moe.digests`). Beside them, where there is
+one, optimizer.safetensors: what a warm start needs of the optimizer. Serving ignores it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from recsys_moe import digests
 from recsys_moe.config import ModelConfig
 from recsys_moe.embeddings import PlainEmbeddings
 from recsys_moe.encoding import Encoder, RawTable
@@ -77,7 +79,8 @@ def save(folder: Path, encoder: Encoder, model: RankingModel, table_sums: Tensor
         save_file(state, fresh / "weights.safetensors")
         if table_sums is not None:
             save_file({"table_sums": table_sums}, fresh / OPTIMIZER)
-        (fresh / "format.json").write_text(json.dumps(FORMAT) + "\n", encoding="utf-8")
+        listed = FORMAT | {"sha256": digests.digests(fresh)}
+        (fresh / digests.LIST).write_text(json.dumps(listed, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, Path(beside) / "old")
         os.replace(fresh, folder)
@@ -91,9 +94,12 @@ def load(folder: Path, to_train: bool = False) -> Ranker:
         UserError: the folder is no checkpoint, or a damaged one.
     """
     found = _format(folder)
+    listed = found.pop("sha256", None)  # checkpoints of before have none
     if found != FORMAT:
         raise OldFormatError(f"{folder}: is {found}, and this version reads {FORMAT}; train again, or use its version")
     try:
+        if listed is not None:
+            digests.check(folder, dict(listed))
         encoder = Encoder.load(folder)
         model = empty_model(encoder)
         model.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -110,8 +116,10 @@ def empty_model(encoder: Encoder) -> RankingModel:
     return RankingModel(encoder.config, encoder.vocab_sizes, encoder.num_dense, encoder.num_segments, embeddings)
 
 
-def _format(folder: Path) -> Any:
+def _format(folder: Path) -> dict[str, Any]:
     try:
-        return json.loads((folder / "format.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise UserError(f"{folder}: is no checkpoint of recsys_moe (it has no format.json that can be read)") from None
+        return dict(json.loads((folder / digests.LIST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        raise UserError(
+            f"{folder}: is no checkpoint of recsys_moe (it has no {digests.LIST} that can be read)"
+        ) from None

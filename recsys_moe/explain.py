@@ -114,14 +114,16 @@ def gate_strengths(model: RankingModel, x: Tensor, segment: Tensor) -> Tensor:
     """
     seen, widths = _seen(model), [width for _, width in input_widths(model.config)]
     pull = _against_others(_by_expert(model.gates.weight.double(), model), seen)
-    blocks = zip((x.double() - x.double().mean(0)).split(widths, 1), pull.split(widths), strict=True)
+    centred = x.double() - x.double().mean(0)
+    blocks = zip(torch.split(centred, widths, 1), torch.split(pull, widths), strict=True)
     added = [torch.einsum("dte,df,fte->te", own, part.T @ part / len(x), own) for part, own in blocks]
     known = model.gates.segment_embedding.double().index_fill(0, torch.tensor([0]), 0.0)
     of_segment = _against_others(_by_expert(known @ model.gates.segment_weight.double(), model), seen)[segment]
     squares = torch.stack([*added, (of_segment - of_segment.mean(0)).square().mean(0)], 1)
     weights = model.gates(x, segment).over_experts(model.experts.layout.total).double().mean(0)
     sizes = squares.clamp(min=0.0).sqrt().nan_to_num()
-    return torch.einsum("tfe,te->tf", sizes, weights) / weights.sum(-1, keepdim=True)
+    strengths: Tensor = (sizes * weights.unsqueeze(1)).sum(-1) / weights.sum(-1, keepdim=True)
+    return strengths
 
 
 def input_widths(config: ModelConfig) -> list[tuple[str, int]]:

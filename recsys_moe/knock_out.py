@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys_moe.batch import Batch
 from recsys_moe.experts import with_one
-from recsys_moe.losses import loss_sums
+from recsys_moe.losses import losses_of_rows
 from recsys_moe.model import RankingModel
+from recsys_moe.user_draws import UserDraws
 
+DRAWS = 200
 _NOTHING = 1e-6
 """Weight of the others, as a share of all, under which an expert is said to have all of it."""
 
@@ -28,6 +32,7 @@ class KnockOut:
         rise: [E, T] how much it rises without the expert; below 0 where the task does better without it. NaN where
             the expert has all the weight of some row, so that nothing could stand in. The `segment` expert's is that
             of taking out all segments' at once.
+        low, high: [E, T] ends of the 95 % interval of the rise, by drawing users with all their rows.
         rows: how many rows were looked at.
     """
 
@@ -35,6 +40,8 @@ class KnockOut:
     expert_names: tuple[str, ...]
     loss: Tensor
     rise: Tensor
+    low: Tensor
+    high: Tensor
     rows: int
 
     def summary(self) -> dict[str, float]:
@@ -45,23 +52,40 @@ class KnockOut:
 
 
 @torch.no_grad()
-def knock_out(model: RankingModel, batches: Iterable[Batch]) -> KnockOut:
+def knock_out(model: RankingModel, batches: Iterable[Batch], users: NDArray[Any]) -> KnockOut:
     """Take out one expert after the other: its weight becomes 0, that of the others grows to the same sum.
 
     Routed experts that a gate chose stay chosen. Inputs, gates and all experts, densely, are computed once a batch:
     E·B·O numbers in double precision are held. Beyond that an expert costs a pass of the towers over the rows that
     use it.
+
+    Args:
+        batches: the rows. users: [rows] whose each is.
     """
     layout, names = model.experts.layout, tuple(task.name for task in model.config.tasks)
-    loss, counts = torch.zeros(2, len(names), dtype=torch.float64).unbind(0)
-    rise, rows = torch.zeros(layout.total, len(names), dtype=torch.float64), 0
+    draws = UserDraws.of(users, DRAWS)
+    user, num_users = torch.from_numpy(draws.user), len(draws.counts)
+    sums, counts = torch.zeros(2, num_users, len(names), dtype=torch.float64).unbind(0)
+    rises, rows = torch.zeros(layout.total, num_users, len(names), dtype=torch.float64), 0
     for batch in batches:
-        mixture = _Mixture.of(model, batch)
-        every_row = torch.arange(len(batch))
-        sums, counted = mixture.loss(mixture.logits, every_row)
-        loss, counts, rows = loss + sums, counts + counted, rows + len(batch)
-        rise += torch.stack([mixture.rise_without(expert) for expert in range(layout.total)])
-    return KnockOut(names, layout.names(names), loss / counts, rise / counts, rows)
+        mixture, own = _Mixture.of(model, batch), user[rows : rows + len(batch)]
+        losses, counted = mixture.losses(mixture.logits, torch.arange(len(batch)))
+        sums.index_add_(0, own, losses)
+        counts.index_add_(0, own, counted)
+        for expert in range(layout.total):
+            used, rise = mixture.rises_without(expert)
+            rises[expert].index_add_(0, own[used], rise)
+        rows += len(batch)
+    drawn = _over_draws(rises, counts, torch.from_numpy(draws.counts).double())
+    # A draw of a few users may have no row of a task; it is left out.
+    low, high = drawn[..., 1:].nanquantile(torch.tensor([0.025, 0.975]).double(), dim=-1)
+    return KnockOut(names, layout.names(names), sums.sum(0) / counts.sum(0), drawn[..., 0], low, high, rows)
+
+
+def _over_draws(rises: Tensor, counts: Tensor, drawn: Tensor) -> Tensor:
+    """[E, T, draws] mean rise of users drawn so often: rises [E, U, T], counts [U, T], drawn [U, draws]."""
+    weight = counts.T @ drawn
+    return torch.stack([of_expert.T @ drawn / weight for of_expert in rises])
 
 
 @dataclass(frozen=True)
@@ -87,24 +111,24 @@ class _Mixture:
         mixed = torch.einsum("bte,ebo->bto", weights, outputs)
         return cls(model, batch, outputs, weights, mixed, _logits(model, mixed))
 
-    def rise_without(self, expert: int) -> Tensor:
-        """[T] by how much the batch's loss sums rise without an expert; only rows that use it are computed."""
+    def rises_without(self, expert: int) -> tuple[Tensor, Tensor]:
+        """The rows that use an expert, and by how much the loss of each rises without it, [rows, T]."""
         rows = (self.weights[..., expert] > 0).any(1).nonzero().squeeze(1)
         own, total = self.weights[rows, :, expert], self.weights[rows].sum(-1)
         alone = total - own < _NOTHING * total
         growth = torch.where(alone, 0.0, total / (total - own))
         others = self.mixed[rows] - own.unsqueeze(-1) * self.outputs[expert, rows].unsqueeze(1)
-        without, _ = self.loss(_logits(self.model, others * growth.unsqueeze(-1)), rows)
-        with_all, _ = self.loss(self.logits[rows], rows)
+        without, _ = self.losses(_logits(self.model, others * growth.unsqueeze(-1)), rows)
+        with_all, _ = self.losses(self.logits[rows], rows)
         # A task's loss is that of its product with what it is given: undefined where a factor is.
         undefined = self.model.ancestry.double() @ alone.any(0).double() > 0
-        return (without - with_all).masked_fill(undefined, torch.nan)
+        return rows, (without - with_all).masked_fill(undefined, torch.nan)
 
-    def loss(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Loss sums and counts [T] of the logits of some rows."""
+    def losses(self, logits: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses and weights [rows, T] of the logits of some rows."""
         batch, model = self.batch, self.model
         labels, mask, weight = batch.labels[rows].double(), batch.label_mask[rows], batch.weight[rows].double()
-        return loss_sums(logits, labels, mask, weight, model.config.tasks, model.ancestry.double())
+        return losses_of_rows(logits, labels, mask, weight, model.config.tasks, model.ancestry.double())
 
 
 def _logits(model: RankingModel, mixed: Tensor) -> Tensor:

@@ -67,7 +67,18 @@ def sampling_weights(
 def loss_sums(
     logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor, tasks: Sequence[Task], ancestry: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Weighted loss and weight of the rows where each task is defined.
+    """The sums of `losses_of_rows` over rows, with the same arguments.
+
+    Returns: two [T] sums; their ratio is the mean loss.
+    """
+    losses, counted = losses_of_rows(logits, labels, mask, weight, tasks, ancestry)
+    return losses.sum(0), counted.sum(0)
+
+
+def losses_of_rows(
+    logits: Tensor, labels: Tensor, mask: Tensor, weight: Tensor, tasks: Sequence[Task], ancestry: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weighted loss and weight of each row, both 0 where a task is not defined.
 
     Binary tasks have log-loss (in log space; a `given` task's is that of the product with its parents, over the
     entire space), regressions squared error. Computed in float32 at least, also under autocast.
@@ -76,7 +87,7 @@ def loss_sums(
         logits, labels, mask: [B, T]. weight: [B], or [B, T] where it differs by task. ancestry: [T, T], see
             `model.ancestry`.
 
-    Returns: two [T] sums; their ratio is the mean loss.
+    Returns: two of [B, T].
     """
     labels, mask = entire_space(labels, mask, tasks)
     counted = mask * (weight if weight.dim() == 2 else weight.unsqueeze(1))
@@ -86,4 +97,4 @@ def loss_sums(
         log_loss = -(labels * products + (1.0 - labels) * log_complements(logits, products, tasks))
         is_regression = torch.tensor([task.kind == "regression" for task in tasks], device=logits.device)
         per_row = torch.where(is_regression, (logits - labels).square(), log_loss)
-        return (per_row * counted).sum(0), counted.sum(0)
+        return per_row * counted, counted

@@ -96,9 +96,15 @@ def _move_part(name: str, now: dict[str, Tensor], start: Ranker, share: float, e
                 pairs.append((tensor, known, before[key][theirs]))
         else:
             pairs.append((tensor, slice(None), before.get(key, tensor.new_empty(0))))
-    sets = [config.experts.embedding_sets for config in (start.config, encoder.config)]
-    if (name == "experts" and sets[0] != sets[1]) or any(tensor[at].shape != old.shape for tensor, at, old in pairs):
+    if _reads(name, start.config) != _reads(name, encoder.config) or any(
+        tensor[at].shape != old.shape for tensor, at, old in pairs
+    ):
         log.warning("warm start: %s are of another shape than those of the model to start from; they begin anew", name)
         return
     for tensor, at, old in pairs:
         tensor[at] = tensor[at].lerp(old.to(tensor.device), share)
+
+
+def _reads(name: str, config: ModelConfig) -> object:
+    """What of its inputs a part reads, where some of its weights are zero and must stay so."""
+    return {"experts": config.experts.embedding_sets, "gates": config.gates.input}.get(name)

@@ -3,14 +3,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from recsys_moe import checkpoint
+from recsys_moe import checkpoint, digests
 from recsys_moe.checkpoint import Ranker
 from recsys_moe.errors import UserError
 from tests.recsys_moe.conftest import raw_rows
@@ -44,8 +47,9 @@ def test_it_keeps_the_balance_bias_and_the_segments(ranker: Ranker, tmp_path: Pa
         assert torch.equal(before, after)
 
 
-def test_a_checkpoint_of_before_sampling_and_hashing_is_read(ranker: Ranker, tmp_path: Path) -> None:
+def test_a_checkpoint_of_before_sampling_hashing_and_digests_is_read(ranker: Ranker, tmp_path: Path) -> None:
     checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    (tmp_path / "model" / "format.json").write_text(json.dumps(checkpoint.FORMAT))
     path, rows = tmp_path / "model" / "config.json", raw_rows(50)
     config = json.loads(path.read_text())
     del config["sampled"]
@@ -88,6 +92,54 @@ def test_a_damaged_file_is_a_users_error(name: str, damage: bytes | None, ranker
         checkpoint.load(tmp_path / "model")
 
 
+def _other_weights(folder: Path) -> None:
+    weights = load_file(folder / "weights.safetensors")
+    save_file({name: tensor + 1 for name, tensor in weights.items()}, folder / "weights.safetensors")
+
+
+def _fewer_ids(folder: Path) -> None:
+    table = pq.read_table(folder / "vocabularies.parquet")
+    pq.write_table(pa.concat_tables([table.slice(1), table.slice(0, 1)]), folder / "vocabularies.parquet")
+
+
+def _an_optimizer_of_another(folder: Path) -> None:
+    save_file({"table_sums": torch.zeros(3)}, folder / checkpoint.OPTIMIZER)
+
+
+@pytest.mark.parametrize("change", [_other_weights, _fewer_ids, _an_optimizer_of_another])
+def test_files_that_can_be_read_but_are_not_what_was_saved_are_refused(
+    change: Callable[[Path], None], ranker: Ranker, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    checkpoint.save(folder, ranker.encoder, ranker.model)
+    (folder / ".DS_Store").write_bytes(b"of a desktop")
+    checkpoint.load(folder, to_train=True)
+    saved = digests.digest(folder)
+    change(folder)
+    with pytest.raises(UserError, match=r"damaged \([a-z.]+: not what was saved\)") as refused:
+        checkpoint.load(folder, to_train=True)
+    assert "\n" not in str(refused.value)
+    listed = checkpoint.FORMAT | {"sha256": digests.digests(folder)}  # as somebody would who means it
+    (folder / digests.LIST).write_text(json.dumps(listed))
+    assert digests.digest(folder) != saved
+
+
+@pytest.mark.parametrize("listed", ["[]", '{"format": 1}', '"text"', '{"sha256": 5}'])
+def test_a_list_that_is_none_is_a_users_error(listed: str, ranker: Ranker, tmp_path: Path) -> None:
+    checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
+    (tmp_path / "model" / digests.LIST).write_text(listed)
+    with pytest.raises(UserError, match=str(tmp_path)):
+        checkpoint.load(tmp_path / "model")
+    with pytest.raises(UserError, match="no checkpoint"):
+        digests.digest(tmp_path)
+
+
+def test_the_same_model_has_the_same_digest(ranker: Ranker, tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        checkpoint.save(tmp_path / name, ranker.encoder, ranker.model)
+    assert digests.digest(tmp_path / "one") == digests.digest(tmp_path / "other")
+
+
 SERVE = """
 import sys
 from pathlib import Path
@@ -105,8 +157,6 @@ print(checkpoint.load(Path(sys.argv[1])).predict(pq.read_table(sys.argv[2])).sha
 
 
 def test_serving_needs_neither_torchrec_nor_pandas(ranker: Ranker, rows: pa.Table, tmp_path: Path) -> None:
-    import pyarrow.parquet as pq
-
     checkpoint.save(tmp_path / "model", ranker.encoder, ranker.model)
     pq.write_table(rows.slice(0, 9), tmp_path / "rows.parquet")
     arguments = [sys.executable, "-c", SERVE, str(tmp_path / "model"), str(tmp_path / "rows.parquet")]

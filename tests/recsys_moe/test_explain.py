@@ -6,7 +6,7 @@ import torch
 from recsys_moe.checkpoint import Ranker, empty_model
 from recsys_moe.config import Experts, Gating
 from recsys_moe.encoding import Encoder, Loader
-from recsys_moe.explain import Explanation, Reference, explain
+from recsys_moe.explain import Explanation, Reference, explain, gate_strengths
 from tests.recsys_moe.conftest import FEATURES, model_config, raw_rows
 
 
@@ -87,3 +87,28 @@ def test_one_expert_leaves_nothing_to_explain() -> None:
     found = explained(Ranker(encoder, empty_model(encoder)))
     assert found.weights.tolist() == [[1.0], [1.0]]
     assert found.most_moved(0) == []
+
+
+def test_strengths_are_the_typical_size_of_what_features_add(ranker: Ranker) -> None:
+    """Against the explanations of single rows, whose mean square is taken by a plain loop."""
+    encoder, model = ranker.encoder, ranker.model
+    batch = encoder.to_batch(encoder.encode(raw_rows(40, seed=9)))
+    x, segment = model.inputs(batch), batch.segment
+    segments = segment.bincount(minlength=len(model.gates.segment_embedding)).double() / len(segment)
+    average = Reference(x.double().mean(0), segments)
+    rows = [explain(model, x[row : row + 1], segment[row : row + 1], average) for row in range(len(x))]
+    sizes = torch.stack([row.added for row in rows]).square().mean(0).sqrt().nan_to_num()
+    weights = torch.stack([row.weights for row in rows]).mean(0)
+    expected = torch.einsum("tfe,te->tf", sizes, weights) / weights.sum(1, keepdim=True)
+    found = gate_strengths(model, x, segment)
+    assert found.shape == (2, len(FEATURES) + 1)
+    assert torch.allclose(found, expected, rtol=1e-4)
+    assert (found > 0).all()
+
+
+def test_a_gate_that_sees_one_expert_is_moved_by_nothing() -> None:
+    config = model_config(experts=Experts(shared=1, per_task=0, per_segment=0, routed=0, hidden=(8,)))
+    encoder = Encoder.fit(config, raw_rows(100).to_batches())
+    model = empty_model(encoder)
+    batch = encoder.to_batch(encoder.encode(raw_rows(20)))
+    assert (gate_strengths(model, model.inputs(batch), batch.segment) == 0).all()

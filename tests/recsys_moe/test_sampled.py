@@ -112,7 +112,9 @@ def test_the_validation_loss_is_that_of_what_is_served(sampled: Sampled) -> None
 
 def test_knock_outs_start_from_the_loss_of_what_is_served(sampled: Sampled) -> None:
     encoder, model = sampled.ranker.encoder, sampled.ranker.model
-    found = knock_out(model, Loader(encoder, encoder.encode(sampled.rows), 5_000).batches())
+    found = knock_out(
+        model, Loader(encoder, encoder.encode(sampled.rows), 5_000).batches(), np.arange(len(sampled.rows))
+    )
     expected = [sampled.history.history[-1][f"validation/loss/{task.name}"] for task in TASKS]
     assert found.loss.tolist() == pytest.approx(expected, rel=1e-4)
 
