@@ -21,11 +21,13 @@ USER_ERROR = 2
 
 BENCHMARKS: Mapping[str, str] = {
     "boosting": "our model against gradient boosting with history, on the same real days, certainly better or not",
+    "evaluate": "rows a second and memory of an evaluation's metrics, over all rows and by segment",
     "experts": "what a step of the mixture costs by the number of experts, chosen ones alone against all of them",
     "ingest": "what reading, checking and publishing a day costs beside a bare conversion of its file",
     "kuairand": "six architectures on the same twelve real days, over several seeds",
     "loader": "what a training from Delta tables loses to one from tensors in memory, and its memory by rows",
     "prepare": "rows a second and memory of preparing 30 days with history, and what one more day costs",
+    "scoring": "pairs a second of batch scoring beside a forward pass for each, and beside two other libraries",
     "segments": "what experts per segment are worth, where tastes differ and where a segment is new",
     "sharding": "where torchrec's planner puts 10^9 ids on 8 and 64 devices, and what it expects of a step",
     "tasks-correlation": "three ways to share experts between two tasks, by how related the tasks are (Ma et al. 2018)",

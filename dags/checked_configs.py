@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -33,9 +34,17 @@ NEEDED = {
             "required": ["ingest"],
             "properties": {
                 "ingest": {"type": "string"},
-                "train": {"enum": ["after_ingest"]},
+                "train": {"enum": ["after_ingest", "when_due"]},
                 "score": {"enum": ["after_train", "after_ingest"]},
                 "every_day": {"type": "boolean"},
+                "alerts": {
+                    "type": "object",
+                    "properties": {
+                        "email": {"type": "array", "items": {"type": "string", "pattern": r"^[^@\s]+@[^@\s]+$"}},
+                        "slack": {"type": ["string", "null"], "pattern": r"^#?[\w.-]+$"},
+                    },
+                    "additionalProperties": False,
+                },
                 "start": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
             },
             "additionalProperties": False,
@@ -47,14 +56,19 @@ NEEDED = {
 
 @dataclass(frozen=True)
 class Scheduled:
-    """A recommender that has a schedule: a cron in a time zone, and the first day to ingest where one is named."""
+    """A recommender that has a schedule: a cron in a time zone, what training and scoring follow, the first day to
+    ingest where one is named, and who is told of what goes wrong."""
 
     path: Path
     name: str
     timezone: str
     cron: str
+    train: str
     score: str
+    every_day: bool
     start: date | None
+    email: tuple[str, ...]
+    slack: str | None
 
 
 def read_all(folder: Path = CONFIGS) -> tuple[list[Scheduled], list[str]]:
@@ -85,8 +99,12 @@ def _read(path: Path) -> Scheduled | None:
         name=raw["name"],
         timezone=_time_zone(raw.get("columns", {}).get("timezone", "UTC")),
         cron=_once_a_day(schedule["ingest"]),
-        score=schedule.get("score", "after_train"),
+        train=schedule.get("train", "after_ingest"),
+        score=_with_days(schedule),
+        every_day=schedule.get("every_day", False),
         start=date.fromisoformat(schedule["start"]) if "start" in schedule else None,
+        email=tuple(schedule.get("alerts", {}).get("email", ())),
+        slack=_with_provider(schedule.get("alerts", {}).get("slack")),
     )
 
 
@@ -105,6 +123,23 @@ def _time_zone(name: str) -> str:
     except (KeyError, ValueError, OSError):
         raise ValueError(f"columns.timezone: {name!r} is no time zone; use a name such as 'Europe/Berlin'") from None
     return name
+
+
+def _with_days(schedule: dict[str, Any]) -> str:
+    """What scoring follows: with `train: when_due` there is not a training for every day."""
+    score: str = schedule.get("score", "after_train")
+    if schedule.get("train") == "when_due" and score == "after_train":
+        raise ValueError("schedule.score: with train: when_due, set score: after_ingest, or most days are not scored")
+    return score
+
+
+def _with_provider(slack: str | None) -> str | None:
+    """A channel, if this Airflow can write to one."""
+    if slack is not None and find_spec("airflow.providers.slack") is None:
+        raise ValueError(
+            "schedule.alerts.slack: needs the package apache-airflow-providers-slack in Airflow's environment"
+        )
+    return slack
 
 
 def _once_a_day(cron: str) -> str:

@@ -2,7 +2,8 @@
 
 Logs go to stderr. The last line of stdout is one JSON object, which is also written to the file that
 `$RECSYS_MOE_RESULT` names. Exit codes: 0 done, 2 something that the user can mend, 75 something that passes by itself
-(a storage that cannot be reached, a race that was lost), 99 nothing to do, 1 a bug.
+(a storage that cannot be reached, a race that was lost), 99 nothing to do, 1 a bug, or for `reproduce` that the result
+differs.
 
 Steps are imported when they are called: `--help`, `ingest` and `schema` need no torch.
 """
@@ -10,24 +11,15 @@ Steps are imported when they are called: `--help`, `ingest` and `schema` need no
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
-import traceback
-from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from pipelines import config as recommenders
-from pipelines.config import Recommender
-from pipelines.errors import NotDueError, TryAgainError
-from pipelines.processes import end_with_parent
-from recsys_moe.errors import UserError
-
-USER_ERROR, TRY_AGAIN, SKIPPED = 2, 75, 99
+from pipelines.calling import DIFFERS, call, day, guard, load, tell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -46,7 +38,7 @@ def simulate(config: Config, debug: Debug = False) -> None:
     """Write a marketplace's logs, with known truth, to the paths that the YAML names."""
     from pipelines.simulate import simulate as step
 
-    _call(debug, lambda: step(_load(config)))
+    call(debug, lambda: step(load(config)))
 
 
 @app.command()
@@ -61,7 +53,7 @@ def ingest(
     """Read and check one day's files, set bad rows aside with a reason, publish."""
     from pipelines.ingest import ingest as step
 
-    _call(debug, lambda: step(_load(config), _day(as_of), despite_limits))
+    call(debug, lambda: step(load(config), day(as_of), despite_limits))
 
 
 @app.command()
@@ -69,7 +61,7 @@ def prepare(config: Config, as_of: AsOf, debug: Debug = False) -> None:
     """Make one day's examples: labels, raw features, and history as of each event."""
     from pipelines.prepare import prepare as step
 
-    _call(debug, lambda: step(_load(config), _day(as_of)))
+    call(debug, lambda: step(load(config), day(as_of)))
 
 
 @app.command()
@@ -101,14 +93,14 @@ def train(
             if team.rank > 0:
                 follow(team)
                 return None
-            loaded, day = _load(config), _day(as_of)
+            loaded, ds = load(config), day(as_of)
             if if_due:
-                check_due(loaded, day)
-            return step(loaded, day, resume, team)
+                check_due(loaded, ds)
+            return step(loaded, ds, resume, team)
 
     if processes > 1 and "RANK" not in os.environ:
-        _guard(debug, lambda: launch(processes, sys.argv[1:]))
-    _call(debug, work)
+        guard(debug, lambda: launch(processes, sys.argv[1:]))
+    call(debug, work)
 
 
 @app.command()
@@ -127,9 +119,9 @@ def tune(
         from recsys_moe.memory import keep_freed_memory
 
         keep_freed_memory()
-        return step(_load(config), _day(as_of), trials)
+        return step(load(config), day(as_of), trials)
 
-    _call(debug, work)
+    call(debug, work)
 
 
 @app.command()
@@ -137,15 +129,61 @@ def evaluate(config: Config, as_of: AsOf, debug: Debug = False) -> None:
     """Measure the version trained for --as-of beside the champion and the baselines."""
     from pipelines.evaluate import evaluate as step
 
-    _call(debug, lambda: step(_load(config), _day(as_of)))
+    call(debug, lambda: step(load(config), day(as_of)))
 
 
 @app.command()
-def promote(config: Config, as_of: AsOf, debug: Debug = False) -> None:
-    """Let the version trained for --as-of serve, if it is better than the champion on the same rows."""
+def promote(
+    config: Config,
+    as_of: AsOf,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be decided, and why.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Let the version trained for --as-of serve, if the gate holds beside the champion on the same rows."""
     from pipelines.promote import promote as step
 
-    _call(debug, lambda: step(_load(config), _day(as_of)))
+    call(debug, lambda: step(load(config), day(as_of), dry_run))
+
+
+@app.command()
+def rollback(
+    config: Config,
+    reason: Annotated[str, typer.Option("--reason", help="Why, for those who read the record.")],
+    to: Annotated[int | None, typer.Option("--to", help="A version's number; who served before if left out.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Put the champion of before, or another version, in the champion's place, and record why."""
+    from pipelines.promote import rollback as step
+
+    call(debug, lambda: step(load(config), reason, to))
+
+
+@app.command()
+def compare(
+    config: Config,
+    first: Annotated[int, typer.Argument(metavar="A", help="A version's number.")],
+    second: Annotated[int, typer.Argument(metavar="B", help="Another's, measured against it.")],
+    as_of: AsOf,
+    out: Annotated[Path | None, typer.Option("--out", help="Also write the table to this HTML file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+    debug: Debug = False,
+) -> None:
+    """Measure two versions on the same rows: the test days of --as-of that neither has learned from."""
+
+    def work() -> dict[str, Any]:
+        from pipelines.compare import compare as step
+
+        return step(load(config), first, second, day(as_of), out)
+
+    def in_a_table() -> None:
+        from pipelines.compare import show
+
+        show(work())
+
+    if as_json:
+        call(debug, work)
+    else:
+        guard(debug, in_a_table)
 
 
 @app.command()
@@ -158,7 +196,28 @@ def score(
     """Publish the top-N items of every user, with what is known through --as-of."""
     from pipelines.score import score as step
 
-    _call(debug, lambda: step(_load(config), _day(as_of), model_version))
+    call(debug, lambda: step(load(config), day(as_of), model_version))
+
+
+@app.command()
+def monitor(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+    """Look at a day's freshness, volume, drift, calibration and experts, and say whether a training is due."""
+    from pipelines.monitor import monitor as step
+
+    call(debug, lambda: step(load(config), day(as_of)))
+
+
+@app.command()
+def export(
+    config: Config,
+    as_of: AsOf,
+    to: Annotated[str | None, typer.Option("--to", help="One of the YAML's exports; all if left out.")] = None,
+    debug: Debug = False,
+) -> None:
+    """Bring a day's scores to the files, key-value stores and databases that the YAML names."""
+    from pipelines.export import export as step
+
+    call(debug, lambda: step(load(config), day(as_of), to))
 
 
 @app.command()
@@ -181,7 +240,7 @@ def explain(
     def work() -> dict[str, Any]:
         from pipelines.explain import explain as step
 
-        return step(_load(config), user, item, _day(as_of) if as_of else None, model_version, context)
+        return step(load(config), user, item, day(as_of) if as_of else None, model_version, context)
 
     def in_words() -> None:
         from pipelines.explain_text import as_text
@@ -189,9 +248,36 @@ def explain(
         print(as_text(work()), flush=True)
 
     if as_json:
-        _call(debug, work)
+        call(debug, work)
     else:
-        _guard(debug, in_words)
+        guard(debug, in_words)
+
+
+@app.command()
+def reproduce(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The id of a training's run in MLflow.")],
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            "--config", help="The recommender's YAML: where MLflow and the tables are. Or MLFLOW_TRACKING_URI."
+        ),
+    ] = None,
+    debug: Debug = False,
+) -> None:
+    """Train again what a run trained, from the same rows, and exit 0 only if the metrics match to the last digit."""
+
+    def work() -> int:
+        from pipelines.reproduce import in_words
+        from pipelines.reproduce import reproduce as step
+        from recsys_moe.memory import keep_freed_memory
+
+        keep_freed_memory()
+        done = step(run_id, config)
+        print(in_words(done))
+        tell(done.result())
+        return 0 if done.same else DIFFERS
+
+    guard(debug, work)
 
 
 @app.command()
@@ -211,9 +297,9 @@ def profile(
     """Write an HTML page about the ingested data of a day or a range: volumes, rates, drift, rejected rows."""
     from pipelines.profile import profile as step
 
-    _call(
+    call(
         debug,
-        lambda: step(_load(config), _day(start, "--from") if start else None, _day(as_of) if as_of else None, out),
+        lambda: step(load(config), day(start, "--from") if start else None, day(as_of) if as_of else None, out),
     )
 
 
@@ -226,7 +312,7 @@ def maintain(
     """Remove days that the YAML's retention no longer keeps, and files that no kept version of a table needs."""
     from pipelines.maintain import maintain as step
 
-    _call(debug, lambda: step(_load(config), dry_run))
+    call(debug, lambda: step(load(config), dry_run))
 
 
 @app.command()
@@ -239,7 +325,7 @@ def forget(
     """Take a user out of every table and each of its versions, and say which models have seen them."""
     from pipelines.forget import forget as step
 
-    _call(debug, lambda: step(_load(config), user, dry_run))
+    call(debug, lambda: step(load(config), user, dry_run))
 
 
 @app.command()
@@ -256,9 +342,9 @@ def run(
     """All steps in order, over a range of days."""
     from pipelines.run import run as steps
 
-    _call(
+    call(
         debug,
-        lambda: steps(_load(config), _day(start, "--from") if start else None, _day(as_of) if as_of else None),
+        lambda: steps(load(config), day(start, "--from") if start else None, day(as_of) if as_of else None),
     )
 
 
@@ -276,7 +362,7 @@ def demo(
     """Run the demo's DAGs under a real scheduler over simulated days, and stop all that was started."""
     from pipelines.local.demo import demo as play
 
-    _guard(debug, lambda: play(keep_open))
+    guard(debug, lambda: play(keep_open))
 
 
 @app.command()
@@ -284,68 +370,7 @@ def up(debug: Debug = False) -> None:
     """Start Airflow and MLflow for a person, on this machine only; Ctrl-C ends all of it."""
     from pipelines.local.up import up as start
 
-    _guard(debug, start)
-
-
-def _load(path: Path) -> Recommender:
-    return recommenders.load(path)
-
-
-def _day(text: str, option: str = "--as-of") -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError:
-        raise UserError(f"{option}: {text!r} is no date; write it like 2026-01-31") from None
-
-
-def _call(debug: bool, step: Callable[[], dict[str, Any] | None]) -> None:
-    """Run a step; its result is the last line of stdout, and the file that the environment names. A process that only
-    helped another has none."""
-
-    def work() -> None:
-        if (found := step()) is None:
-            return
-        result = json.dumps(found, allow_nan=False)
-        if path := os.environ.get("RECSYS_MOE_RESULT"):
-            Path(path).write_text(result + "\n", encoding="utf-8")
-        print(result, flush=True)
-
-    _guard(debug, work)
-
-
-def _guard(debug: bool, work: Callable[[], object]) -> None:
-    """Turn what can go wrong into one line and an exit code."""
-    _set_up_logging()
-    end_with_parent()
-    try:
-        code = work()
-    except NotDueError as reason:
-        print(f"nothing to do: {reason}", file=sys.stderr)
-        raise typer.Exit(SKIPPED) from None
-    except UserError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(TRY_AGAIN if isinstance(error, TryAgainError) else USER_ERROR) from None
-    raise typer.Exit(code if isinstance(code, int) else 0)
-
-
-def _set_up_logging() -> None:
-    """Our own words from INFO on, others' from WARNING on; times and levels only where no person watches."""
-    if sys.stderr.isatty():
-        from rich.logging import RichHandler
-
-        from pipelines.progress import console
-
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_level=False, log_time_format="%X")
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
-    logging.getLogger("pipelines").setLevel(logging.INFO)
-    for noisy in ("alembic", "torchrec", "mlflow", "optuna"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    guard(debug, start)
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from pipelines import figures
 from recsys_moe.checkpoint import Ranker
 from recsys_moe.encoding import Loader
+from recsys_moe.explain import SEGMENT_FEATURE, gate_strengths, input_widths
 from recsys_moe.knock_out import KnockOut, knock_out
 from recsys_moe.routing import RoutingReport, routing_report
 
@@ -23,24 +25,35 @@ KNOCK_OUT_ROWS = 20_000
 _BATCH_ROWS = 8192
 _KNOCK_OUT_BATCH = 2048
 """Fewer, since what every expert says of every row is held."""
+_STRENGTH_ROWS = 5_000
+"""Rows of those, over which it is measured what moves the gates."""
+_SHOWN_SEGMENTS = 16
 
 
 @dataclass(frozen=True)
 class ExpertHealth:
-    """Who is used, over all test rows, and what each expert is worth, over a sample of them."""
+    """Who is used, over all test rows, what each expert is worth and what moves the gates, over a sample of them.
+
+    Attributes:
+        strength: [T, F + 1] how much each feature moves a task's gate, see `gate_strengths`.
+    """
 
     segment_names: tuple[str, ...]
+    feature_names: tuple[str, ...]
     routing: RoutingReport
     knock_out: KnockOut
+    strength: Tensor
 
     @classmethod
-    def of(cls, ranker: Ranker, rows: pa.Table) -> ExpertHealth:
-        """Measure on raw rows with labels."""
+    def of(cls, ranker: Ranker, rows: pa.Table, users: NDArray[Any]) -> ExpertHealth:
+        """Measure on raw rows with labels; `users` [rows] says whose each is."""
         encoder, encoded = ranker.encoder, ranker.encoder.encode(rows)
         routing = routing_report(ranker.model, Loader(encoder, encoded, _BATCH_ROWS).batches())
-        sample = encoded.take(_drawn(encoded.num_rows))
-        worth = knock_out(ranker.model, Loader(encoder, sample, _KNOCK_OUT_BATCH).batches())
-        return cls(encoder.segment_names, routing, worth)
+        drawn = _drawn(encoded.num_rows)
+        sample = encoded.take(drawn)
+        worth = knock_out(ranker.model, Loader(encoder, sample, _KNOCK_OUT_BATCH).batches(), users[drawn])
+        features = (*(name for name, _ in input_widths(ranker.config)), SEGMENT_FEATURE)
+        return cls(encoder.segment_names, features, routing, worth, _strength(ranker, sample))
 
     def numbers(self) -> dict[str, float]:
         """Metrics: `experts/load_entropy`, `experts/load/<number>`, `experts/knock_out/<task>/<expert>` and others."""
@@ -69,26 +82,49 @@ class ExpertHealth:
                 "rows": worth.rows,
                 "loss": _by_name(worth.loss, tasks),
                 "rise": _by_name(worth.rise, experts, tasks),
+                "low": _by_name(worth.low, experts, tasks),
+                "high": _by_name(worth.high, experts, tasks),
             },
+            "gate_features": _by_name(self.strength, tasks, self.feature_names),
         }
 
     def pictures(self) -> dict[str, Figure]:
         """Pictures by name; of what this model has."""
-        routing, tasks, rise = self.routing, self.routing.task_names, self.knock_out.rise.numpy()
-        seen = np.flatnonzero(routing.rows.numpy())
-        segments = [f"{self.segment_names[number]}  ({routing.rows[number]:,} rows)" for number in seen]
+        routing, worth, tasks = self.routing, self.knock_out, self.routing.task_names
+        drawn, experts = {}, routing.expert_names
+        if len(experts) > 1:
+            title = "Weight of each expert by task, test days"
+            drawn["gate_weights"] = figures.gate_weights(title, tasks, experts, routing.weight.numpy())
+            drawn["gate_features"] = figures.gate_features(tasks, self.feature_names, self.strength.numpy())
+        if worth.rise.isfinite().any():
+            percent = [(100 * part / worth.loss).numpy() for part in (worth.rise, worth.low, worth.high)]
+            drawn["knock_out"] = figures.knock_out(tasks, worth.expert_names, *percent)
+        return drawn | self._pictures_by_segment()
+
+    def _pictures_by_segment(self) -> dict[str, Figure]:
+        """Those that have a row for all rows together, and one for each of the largest segments."""
+        routing, rows = self.routing, self.routing.rows.numpy()
+        seen = [number for number in np.argsort(-rows, kind="stable")[:_SHOWN_SEGMENTS] if rows[number]]
+        names = ["all rows", *(figures.with_rows(self.segment_names[number], rows[number]) for number in seen)]
         drawn = {}
-        if np.isfinite(rise).any():
-            drawn["knock_out"] = figures.knock_out(tasks, self.knock_out.expert_names, rise)
         if routing.routed_names:
-            drawn["expert_load"] = figures.expert_load(tasks, routing.load.numpy())
-        if routing.routed_names and len(seen) > 1:
-            by_segment = routing.load_by_segment.numpy()[seen]
-            drawn["expert_load_by_segment"] = figures.load_by_segment(tasks, segments, by_segment)
-        for number, task in enumerate(tasks):
-            weights = routing.weight_by_segment[:, number].numpy()[seen]
-            drawn[f"gate_weights_{task}"] = figures.gate_weights(task, segments, routing.expert_names, weights)
+            load = np.concatenate([routing.load.numpy()[None], routing.load_by_segment.numpy()[seen]])
+            drawn["expert_load"] = figures.expert_load(routing.task_names, names, load)
+        if len(seen) > 1 and len(routing.expert_names) > 1:
+            weights = np.concatenate([routing.weight.numpy()[None], routing.weight_by_segment.numpy()[seen]])
+            for number, task in enumerate(routing.task_names):
+                title = f"{task}: weight of each expert by segment, test days"
+                of_task = figures.gate_weights(title, names, routing.expert_names, weights[:, number])
+                drawn[f"gate_weights_by_segment/{task}"] = of_task
         return drawn
+
+
+def _strength(ranker: Ranker, sample: pa.Table) -> Tensor:
+    """Over some rows of the sample; their order is that of the days, so they are taken evenly."""
+    few = sample.take(np.arange(0, sample.num_rows, -(-sample.num_rows // _STRENGTH_ROWS)))
+    batch = ranker.encoder.to_batch(few)
+    with torch.no_grad():
+        return gate_strengths(ranker.model, ranker.model.inputs(batch), batch.segment)
 
 
 def _drawn(rows: int) -> NDArray[np.int64]:

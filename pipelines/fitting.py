@@ -80,7 +80,10 @@ def follow(team: Team) -> None:
 
 
 def lead(job: Job, phase: str, run: Run, team: Team) -> Fitted:
-    """Fit, with all processes of the team; the losses go to the run as `<phase>/…`, how far it is to a person.
+    """Fit, with all processes of the team. The losses of a phase go to the run, how far it is to a person.
+
+    As `<phase>/loss`, `<phase>/loss/<task>` and `<phase>/epoch/loss…` go those of rows that are learned from, as
+    `validation/loss…` those of rows held out.
 
     Raises:
         UserError: see `recsys_moe.training.fit`.
@@ -143,12 +146,14 @@ class _Reports:
         self._progress.advance(step - self._progress.done, f"loss {record['loss']:.4f}")
         since.append({name: value for name, value in record.items() if name.startswith(("loss", "weight/"))})
         if step % _LOG_EVERY == 0:
-            self._tell(step, {name: sum(one[name] for one in since) / len(since) for name in since[0]})
+            means = {f"{self._phase}/{name}": sum(one[name] for one in since) / len(since) for name in since[0]}
+            self._tell(step, means)
             since.clear()
 
     def epoch(self, record: dict[str, float]) -> None:
-        """The means over an epoch."""
-        self._tell(int(record["epoch"]), {f"epoch/{name}": value for name, value in _numbers(record).items()})
+        """The means over an epoch, of the rows that were learned from; those held out have been told."""
+        numbers = {f"{self._phase}/epoch/{name}": value for name, value in _numbers(record).items()}
+        self._tell(int(record["epoch"]), {name: numbers[name] for name in numbers if "/validation/" not in name})
 
     def validation(self, record: dict[str, float]) -> None:
         """The losses on the rows held out."""
@@ -156,11 +161,11 @@ class _Reports:
 
     def _tell(self, step: int, numbers: dict[str, float]) -> None:
         """Metrics of a step after all that the run knows of them."""
-        first = f"{self._phase}/{next(iter(numbers))}"
+        first = next(iter(numbers))
         if first not in self._told:
             self._told[first] = max(self._run.history(first), default=-1)
         if step > self._told[first]:
-            self._run.metrics({f"{self._phase}/{name}": value for name, value in numbers.items()}, step)
+            self._run.metrics(numbers, step)
 
 
 def _numbers(record: dict[str, float]) -> dict[str, float]:

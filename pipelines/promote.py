@@ -1,97 +1,182 @@
-"""Whether a new version serves from now on: only if it is better on the same rows, and newer."""
+"""Whether a new version serves from now on: only if the gate holds on the same rows, and its data are newer.
+
+The record of it is the table `promotions`; MLflow's aliases follow.
+"""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import date
 from typing import Any
 
+from pipelines import run_page
 from pipelines.config import Recommender
-from pipelines.evaluate import held_out_rows, scores_of, trained_version
+from pipelines.evaluate import trained_version
+from pipelines.evaluation import plain
+from pipelines.gate import Mode, Verdict, compare, judge
+from pipelines.paired import Contender, NotComparableError, Pair
+from pipelines.promotions import PREVIOUS, Entry, Measured, Outcome, State
 from pipelines.registry import Registry, Version
-from recsys_moe import checkpoint
 from recsys_moe.errors import OldFormatError, UserError
 
 log = logging.getLogger(__name__)
 
-_LOWER_IS_BETTER = ("log_loss", "rmse")
 
+def promote(config: Recommender, as_of: date, dry_run: bool = False) -> dict[str, Any]:
+    """Let the version trained for `as_of` take over from the champion, or say why not. The decision is recorded.
 
-@dataclass(frozen=True)
-class Decision:
-    """Who won, and why, in words for a person."""
-
-    promoted: bool
-    reason: str
-    metric: str
-    challenger_value: float | None = None
-    champion_value: float | None = None
-
-
-def promote(config: Recommender, as_of: date) -> dict[str, Any]:
-    """Let the version trained for `as_of` take over from the champion, or say why not. The decision is logged.
+    Args:
+        config: the recommender.
+        as_of: the day whose version is judged, on its test days.
+        dry_run: decide only: nothing is recorded and nobody moves.
 
     Raises:
         NotDueError: no version was trained for that day.
+        TryAgainError: another promotion won meanwhile.
         UserError: the champion reads columns that the examples do not have.
     """
     registry = Registry(config)
-    version = trained_version(registry, as_of)
-    champion = registry.champion()
-    decision = _decide(config, registry, version, champion, as_of)
-    if decision.promoted:
-        registry.crown(version)
-    serving = version if decision.promoted else champion
+    version, seen, champion = trained_version(registry, as_of), registry.promotions.state(), registry.champion()
+    verdict = _verdict(config, registry, version, champion, seen)
+    serving = version if verdict.promoted else champion
     assert serving is not None
-    if champion != version:
-        verdict = "promoted" if decision.promoted else "kept out"
-        registry.describe(version, {"decision": verdict, "decision_reason": decision.reason})
-        registry.open_run(version.run_id).table(asdict(decision), "decision.json")
-    log.info("version %d: %s", version.number, decision.reason)
+    if not dry_run and champion != version:
+        _record(registry, version, champion, verdict, seen)
+    log.info("version %d: %s", version.number, "; ".join(verdict.reasons))
     return {
         "step": "promote",
         "as_of": as_of.isoformat(),
+        "dry_run": dry_run,
         "version": version.number,
-        "decision": "promoted" if decision.promoted else "kept",
+        "decision": "promoted" if verdict.promoted else "kept",
         "champion": serving.number,
-        **asdict(decision),
+        **_plain(verdict),
     }
 
 
-def _decide(
-    config: Recommender, registry: Registry, version: Version, champion: Version | None, as_of: date
-) -> Decision:
-    gate = config.evaluation.gate
-    kind = next(task.kind for task in config.tasks if task.name == config.primary_task)
-    measure = "rmse" if kind == "regression" else gate.metric
-    metric = f"{config.primary_task}/{measure}"
+def rollback(config: Recommender, reason: str, to: int | None = None) -> dict[str, Any]:
+    """Put an earlier champion, or any other version, in the champion's place, and record why.
+
+    Args:
+        config: the recommender.
+        reason: for those who read the record.
+        to: the version; the one that served before if None.
+
+    Raises:
+        TryAgainError: a promotion came in between.
+        UserError: there is no such version, nobody serves, or it serves already.
+    """
+    if not reason.strip():
+        raise UserError("--reason: is empty; say why, for those who read the record")
+    registry = Registry(config)
+    seen = registry.promotions.state()
+    version = registry.version(_before(seen) if to is None else to)
+    if seen.champion == version.number:
+        raise UserError(f"--to: version {version.number} is the champion already")
+    verdict = Verdict(True, None, (reason.strip(),))
+    _add(registry, version, seen.champion, "rolled back", verdict, seen)
+    log.info("version %d serves from now on, instead of %s: %s", version.number, seen.champion, reason)
+    return {
+        "step": "rollback",
+        "champion": version.number,
+        "instead_of": seen.champion,
+        "trained_through": version.through.isoformat(),
+        "reason": reason.strip(),
+    }
+
+
+def _before(seen: State) -> int:
+    """Who served before the champion."""
+    serving, before = seen.serving, seen.aliases.get(PREVIOUS)
+    if serving is None or before is None:
+        raise UserError("there is no champion of before to go back to; name a version with --to")
+    if serving.decision == "rolled back":
+        raise UserError(
+            f"version {serving.version} was put there by a rollback from {before} already; name a version with --to"
+        )
+    return before
+
+
+def _verdict(
+    config: Recommender, registry: Registry, version: Version, champion: Version | None, seen: State
+) -> Verdict:
+    """All rules, those first that need no look at the rows."""
     if champion is None:
-        return Decision(True, "there was no champion yet", metric)
+        return Verdict(True, None, ("there was no champion yet",))
+    if barred := _barred(version, champion, seen):
+        return Verdict(False, None, (barred,))
+    gate = config.evaluation.gate
+    mode = _mode(config, registry, version, champion)
+    if mode == "refresh" and version.through == champion.through:
+        return Verdict(False, mode, (f"champion {champion.number} learned through {champion.through}, too: not newer",))
+    challenger = Contender.of(registry, version)
+    try:
+        pair = Pair.of(config, version.as_of, Contender.of(registry, champion), challenger)
+    except OldFormatError as error:
+        return Verdict(True, None, (f"champion {champion.number} cannot be tried, nor serve: {error}",))
+    except NotComparableError as error:
+        return Verdict(False, mode, (str(error),))
+    found = compare(gate, config.primary_task, pair.rows())
+    return judge(gate, found, mode, f"champion {champion.number}", pair.dead_experts())
+
+
+def _barred(version: Version, champion: Version, seen: State) -> str | None:
+    """Why a version cannot take over whatever it is worth, or None."""
     if champion == version:
-        return Decision(False, "it is the champion already", metric)
+        return "it is the champion already"
+    if back := seen.taken_back(version.number):
+        return f"it was taken back on {back.at:%Y-%m-%d} ({back.reasons[0]}); only a rollback puts it there again"
     if version.through < champion.through:
         newer = f"champion {champion.number} learned through {champion.through}"
-        return Decision(False, f"its data are older: through {version.through}, {newer}", metric)
-    held_out = held_out_rows(config, as_of)
-    values = []
-    for contender in (version, champion):
-        try:
-            said = scores_of(checkpoint.load(registry.checkpoint(contender)), held_out)
-        except OldFormatError as error:
-            if contender is version:
-                raise
-            return Decision(True, f"champion {champion.number} cannot be tried, nor serve: {error}", metric)
-        except UserError as error:
-            raise UserError(f"version {contender.number} cannot be tried on the examples of {as_of}: {error}") from None
-        measured = held_out.measure({config.primary_task: said[config.primary_task]})
-        values.append(measured[config.primary_task][measure])
-    return _compare(metric, gate.min_gain, measure in _LOWER_IS_BETTER, champion.number, *values)
+        return f"its data are older: through {version.through}, {newer}"
+    return None
 
 
-def _compare(metric: str, min_gain: float, lower_is_better: bool, champion: int, new: float, old: float) -> Decision:
-    """The gate: the new value must be better by more than `min_gain`. An undefined metric promotes nobody."""
-    gain = old - new if lower_is_better else new - old
-    words = f"{metric} {new:.4f} against {old:.4f} of champion {champion} on the same rows"
-    better = gain > min_gain
-    return Decision(better, words if better else f"not better by more than {min_gain:g}: {words}", metric, new, old)
+def _mode(config: Recommender, registry: Registry, version: Version, champion: Version) -> Mode:
+    """The gate's; `auto` is a refresh where the settings are those of the champion, and only the data are newer."""
+    if config.evaluation.gate.mode != "auto":
+        return config.evaluation.gate.mode
+    new, old = (registry.open_run(one.run_id).facts().tags.get("settings") for one in (version, champion))
+    return "refresh" if new is not None and new == old and version.through > champion.through else "challenge"
+
+
+def _record(registry: Registry, version: Version, champion: Version | None, verdict: Verdict, seen: State) -> None:
+    """The table first, which decides a race; then all that follows from it."""
+    outcome: Outcome = "promoted" if verdict.promoted else "kept out"
+    number = champion.number if champion else None
+    _add(registry, version, number, outcome, verdict, seen)
+    registry.describe(version, {"decision": outcome, "decision_reason": "; ".join(verdict.reasons)[:4000]})
+    registry.open_run(version.run_id).table({"champion": number, **_plain(verdict)}, "decision.json")
+    run_page.refresh(registry, version)
+
+
+def _add(
+    registry: Registry, version: Version, champion: int | None, outcome: Outcome, verdict: Verdict, seen: State
+) -> None:
+    entry = Entry(
+        version=version.number,
+        run_id=version.run_id,
+        as_of=version.as_of,
+        through=version.through,
+        decision=outcome,
+        champion=champion,
+        reasons=verdict.reasons,
+        mode=verdict.mode,
+        measured=_measured(verdict),
+    )
+    registry.promotions.add(entry, seen)
+    registry.aliases.follow(registry.promotions)
+
+
+def _measured(verdict: Verdict) -> Measured | None:
+    if not verdict.table:
+        return None
+    line = verdict.table[0]
+    return Measured(line.metric, line.champion, line.challenger, line.difference, line.low, line.high)
+
+
+def _plain(verdict: Verdict) -> dict[str, Any]:
+    """For JSON: null where a metric is not defined."""
+    lines = [plain(asdict(line)) for line in verdict.table]
+    return {"promoted": verdict.promoted, "mode": verdict.mode, "reasons": list(verdict.reasons), "table": lines}

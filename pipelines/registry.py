@@ -1,4 +1,4 @@
-"""Runs, versions and the alias `champion`: the only place, with the served model, that knows MLflow."""
+"""Runs, versions and their aliases: the only place, with the served model, that knows MLflow."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import fcntl
 import json
 import logging
 import os
-import subprocess
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlencode
 
 import mlflow
@@ -22,16 +19,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from mlflow.exceptions import MlflowException
-from mlflow.models import infer_signature
 from mlflow.tracking import MlflowClient
 
+from pipelines.aliases import Aliases
 from pipelines.config import Recommender
+from pipelines.environment import commit_tags
+from pipelines.model_files import DIGEST, checkpoint_of, log_model
+from pipelines.promotions import CHAMPION, Promotions
 from pipelines.runs import Run
+from pipelines.tables import Tables
+from recsys_moe.digests import digest
 from recsys_moe.errors import UserError
-
-CHAMPION = "champion"
-_SERVING_NEEDS = ("mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors", "torch")
-_PACKAGE = Path(__file__).resolve().parent
 
 log = logging.getLogger(__name__)
 
@@ -106,9 +104,11 @@ class Registry:
 
     def __init__(self, config: Recommender) -> None:
         self.name, self.uri = config.name, tracking_uri(config)
+        self.promotions = Promotions(Tables(config.storage))
         with _alone_at(self.uri):
             _track_at(self.uri)
             self.client = MlflowClient()
+            self.aliases = Aliases(self.client, self.name)
             try:
                 self.experiment_id = self._experiment(config)
             except MlflowException as error:
@@ -125,10 +125,9 @@ class Registry:
     @contextmanager
     def run(self, title: str, tags: Mapping[str, str]) -> Iterator[Run]:
         """A new run; it counts as finished only if the block ends without an error."""
-        commit = _git_commit()
-        tags = {**tags, **({"mlflow.source.git.commit": commit} if commit else {})}
+        tags = {**tags, **commit_tags()}
         with mlflow.start_run(
-            experiment_id=self.experiment_id, run_name=title, tags=dict(tags), log_system_metrics=True
+            experiment_id=self.experiment_id, run_name=title, tags=tags, log_system_metrics=True
         ) as active:
             yield Run(self.client, active.info.run_id)
 
@@ -190,34 +189,36 @@ class Registry:
         """Say of a run that its process did not end it."""
         self.client.set_terminated(run_id, status="KILLED")
 
+    def finished_run(self, run_id: str) -> Run:
+        """A run of this recommender that ended well.
+
+        Raises:
+            UserError: there is none of this id.
+        """
+        if _finished(self.client, self.uri, run_id).info.experiment_id != self.experiment_id:
+            raise UserError(f"{run_id}: is no run of the experiment {self.name!r}; is --config its recommender's?")
+        return Run(self.client, run_id)
+
     def open_run(self, run_id: str) -> Run:
         """A run that has ended, to add to."""
         return Run(self.client, run_id)
 
-    def register(self, run: Run, checkpoint: Path, example: pa.Table, predictions: Mapping[str, Any]) -> Version:
-        """Make the checkpoint a version: models from code, beside them the library's source; no pickle.
+    def register(self, run: Run, checkpoint: Path, example: pa.Table, tasks: Sequence[str]) -> Version:
+        """Make the checkpoint a version. Its digest is kept with it and its run, so that a change is noticed.
 
         Args:
             run: the run that trained it.
             checkpoint: folder written by `recsys_moe.checkpoint.save`, called `checkpoint`.
             example: a few rows as the model reads them.
-            predictions: what it answers to them, by task.
+            tasks: what it answers, a column each.
         """
-        if (version := self._version_of(run.run_id)) is not None:
-            return version  # of a process that was killed right after
-        frame = example.to_pandas()
-        mlflow.pyfunc.log_model(
-            name="model",
-            python_model=str(_PACKAGE / "served_model.py"),
-            artifacts={"checkpoint": str(checkpoint)},
-            code_paths=[str(_PACKAGE.parent / "recsys_moe")],
-            pip_requirements=[f"{name}=={installed(name).split('+')[0]}" for name in _SERVING_NEEDS],
-            signature=infer_signature(frame, dict(predictions)),
-            input_example=frame,
-            registered_model_name=self.name,
-        )
-        version = self._version_of(run.run_id)
-        assert version is not None
+        version = self.version_of(run.run_id)
+        if version is None:  # else of a process that was killed right after
+            run.tags({DIGEST: digest(checkpoint)})
+            log_model(self.name, checkpoint, example, tasks)
+            version = self.version_of(run.run_id)
+            assert version is not None
+        self.describe(version, {DIGEST: self.client.get_run(run.run_id).data.tags[DIGEST]})
         return version
 
     def finished(self, fingerprint: str) -> Version | None:
@@ -234,10 +235,11 @@ class Registry:
             f"{condition} and attributes.status = 'FINISHED'",
             order_by=["attributes.start_time DESC"],
         )
-        versions = (self._version_of(run.info.run_id) for run in runs)
+        versions = (self.version_of(run.info.run_id) for run in runs)
         return next((version for version in versions if version is not None), None)
 
-    def _version_of(self, run_id: str) -> Version | None:
+    def version_of(self, run_id: str) -> Version | None:
+        """The version that a run made, if it made one."""
         found = self.client.search_model_versions(f"name = '{self.name}' and run_id = '{run_id}'")
         return self.version(int(found[0].version)) if found else None
 
@@ -270,7 +272,7 @@ class Registry:
             made.setdefault(str(version.run_id), []).append(int(version.version))
         runs = [self.client.get_run(run_id) for run_id in dict.fromkeys([*self._kept_runs(), *made])]
         runs.sort(key=lambda run: int(run.info.start_time))
-        aliases = self._aliases() if made else {}
+        aliases = self._aliases()
         return [_training(run, sorted(made.get(run.info.run_id, [])), aliases) for run in runs]
 
     def _kept_runs(self) -> Iterator[str]:
@@ -282,21 +284,31 @@ class Registry:
 
     def _aliases(self) -> dict[int, list[str]]:
         found: dict[int, list[str]] = {}
-        for alias, number in self.client.get_registered_model(self.name).aliases.items():
-            found.setdefault(int(number), []).append(alias)
+        for alias, number in self.aliases.known().items():
+            found.setdefault(number, []).append(alias)
         return found
 
     def champion(self) -> Version | None:
-        """The version that serves, or None before the first promotion."""
-        try:
-            found = self.client.get_model_version_by_alias(self.name, CHAMPION)
-        except MlflowException:
-            return None
-        return self.version(int(found.version))
+        """The version that serves, by the record of promotions; None before the first.
 
-    def crown(self, version: Version) -> None:
-        """Let `version` serve from now on."""
-        self.client.set_registered_model_alias(self.name, CHAMPION, str(version.number))
+        MLflow's aliases are made to say the same: a promotion that was killed may not have come so far. Where nothing
+        is recorded yet, the alias alone says who serves.
+
+        Raises:
+            UserError: MLflow does not have the version that the record names.
+        """
+        serving = self.aliases.follow(self.promotions).serving
+        if serving is None:
+            number = self.aliases.known().get(CHAMPION)
+            return self.version(number) if number is not None else None
+        with suppress(UserError):
+            version = self.version(serving.version)
+            if version.run_id == serving.run_id:
+                return version
+        raise UserError(
+            f"{self.promotions}: the champion is version {serving.version} of run {serving.run_id}, which MLflow at "
+            f"{self.uri} does not have; use the MLflow that has it, or `recsys-moe rollback --to` a version of this one"
+        )
 
     def in_vocabulary(self, number: int, is_wanted: Callable[[str], bool], value: str) -> bool | None:
         """Whether a version has a row of its own for `value` in a feature that is wanted; None where its files are
@@ -317,9 +329,38 @@ class Registry:
             self.client.set_tag(version.run_id, key, value)
 
     def checkpoint(self, version: Version) -> Path:
-        """A local folder with the version's checkpoint."""
-        folder = mlflow.artifacts.download_artifacts(f"models:/{self.name}/{version.number}")
-        return Path(folder) / "artifacts" / "checkpoint"
+        """A local folder with the version's checkpoint.
+
+        Raises:
+            UserError: it is not the one that was registered.
+        """
+        tags = self.client.get_model_version(self.name, str(version.number)).tags
+        return checkpoint_of(self.name, version.number, tags.get(DIGEST))
+
+
+def run_of_server(run_id: str) -> Run:
+    """A run, of whichever recommender, that ended well, of the server that the environment names.
+
+    Raises:
+        UserError: it names none, or there is no such run.
+    """
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        raise UserError("--config: name the recommender's YAML, or set MLFLOW_TRACKING_URI, to say where the run is")
+    with _alone_at(uri):
+        client = MlflowClient(uri)
+        _finished(client, uri, run_id)
+    return Run(client, run_id)
+
+
+def _finished(client: MlflowClient, uri: str, run_id: str) -> mlflow.entities.Run:
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise UserError(f"{run_id}: MLflow at {uri} has no such run ({str(error).splitlines()[0]})") from None
+    if run.info.status != "FINISHED":
+        raise UserError(f"{run_id}: did not finish (it is {run.info.status}); name a run that did")
+    return run
 
 
 def _training(run: mlflow.entities.Run, versions: list[int], aliases: Mapping[int, list[str]]) -> Training:
@@ -341,13 +382,3 @@ def _training(run: mlflow.entities.Run, versions: list[int], aliases: Mapping[in
 def _is_ours(dataset: mlflow.entities.Dataset) -> bool:
     """Whether an input of a run is a table of ours, and nothing that a person has logged."""
     return "delta_table_version" in json.loads(dataset.source)
-
-
-def _git_commit() -> str | None:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=_PACKAGE, capture_output=True, text=True, check=True, timeout=10
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

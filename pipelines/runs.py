@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import mlflow
@@ -12,6 +16,22 @@ from mlflow.data.delta_dataset_source import DeltaDatasetSource
 from mlflow.data.meta_dataset import MetaDataset
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
+
+NOTE = "mlflow.note.content"
+"""The tag that the UI shows as the description of a run, or of an experiment."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run has been told: `started` in milliseconds since 1970, the last value of each metric, and the versions
+    of the tables that it read."""
+
+    name: str
+    started: int
+    params: Mapping[str, str]
+    tags: Mapping[str, str]
+    metrics: Mapping[str, float]
+    tables: Mapping[str, int | None]
 
 
 class Run:
@@ -27,7 +47,7 @@ class Run:
 
     def description(self, markdown: str) -> None:
         """What its page begins with."""
-        self._client.set_tag(self.run_id, "mlflow.note.content", markdown)
+        self._client.set_tag(self.run_id, NOTE, markdown)
 
     def params(self, values: Mapping[str, object]) -> None:
         """Settings worth comparing; what the run has already is left as it is."""
@@ -41,6 +61,29 @@ class Run:
         kept = [Metric(key, float(value), now, step) for key, value in values.items() if value == value]
         for start in range(0, len(kept), 1000):
             self._client.log_batch(self.run_id, metrics=kept[start : start + 1000])
+
+    def facts(self) -> Facts:
+        """What it has been told so far."""
+        run = self._client.get_run(self.run_id)
+        inputs = [found.dataset for found in run.inputs.dataset_inputs] if run.inputs else []
+        tables = {one.name: json.loads(one.source).get("delta_table_version") for one in inputs}
+        return Facts(run.info.run_name, run.info.start_time, run.data.params, run.data.tags, run.data.metrics, tables)
+
+    def files(self, folder: str | None = None) -> list[str]:
+        """The paths of its files in a folder; of the first level where None."""
+        return [file.path for file in self._client.list_artifacts(self.run_id, folder) if not file.is_dir]
+
+    def read(self, path: str) -> dict[str, Any] | None:
+        """A JSON file that it has; None where it has none."""
+        content = self.read_text(path)
+        return dict(json.loads(content)) if content is not None else None
+
+    def read_text(self, path: str) -> str | None:
+        """A text file that it has; None where it has none."""
+        if path not in self.files():
+            return None
+        with TemporaryDirectory() as folder:
+            return Path(self._client.download_artifacts(self.run_id, path, folder)).read_text(encoding="utf-8")
 
     def history(self, name: str) -> dict[int, float]:
         """The values of a metric, by step."""

@@ -15,9 +15,9 @@ from pipelines.config import Recommender
 from pipelines.errors import TryAgainError
 from pipelines.maintain import clear_scratch
 
-Step = Literal["train", "tune"]
-"""What can be gone on with."""
-_WORK: dict[Step, str] = {"train": "training", "tune": "search"}
+Step = Literal["train", "tune", "reproduce"]
+"""What has a folder; the first two can be gone on with."""
+_WORK: dict[Step, str] = {"train": "training", "tune": "search", "reproduce": "reproduction"}
 _LOCK = "lock"
 
 

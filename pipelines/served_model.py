@@ -15,7 +15,11 @@ import pyarrow as pa
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from recsys_moe import checkpoint
+from recsys_moe.config import ModelConfig
 from recsys_moe.errors import UserError
+
+_NAMED = 5
+"""Missing columns that a message names; the rest is counted."""
 
 
 class ServedRanker(PythonModel):
@@ -39,12 +43,50 @@ class ServedRanker(PythonModel):
             UserError: a column is missing or of a wrong type.
         """
         del context, params
-        try:
-            table = pa.Table.from_pandas(model_input, preserve_index=False)
-        except pa.ArrowException as error:
-            raise UserError(f"the rows have a column of mixed types: {error}") from None
-        names = [task.name for task in self._ranker.config.tasks]
-        return pd.DataFrame(self._ranker.predict(table), columns=names, index=model_input.index)
+        config = self._ranker.config
+        said = self._ranker.predict(raw_table(config, model_input))
+        return pd.DataFrame(said, columns=[task.name for task in config.tasks], index=model_input.index)
+
+
+def raw_table(config: ModelConfig, rows: pd.DataFrame) -> pa.Table:
+    """The columns that the model reads, as it reads them. The signature leaves it to this to say what is wrong: what
+    MLflow says holds the rows, and it refuses whole numbers for a float.
+
+    Raises:
+        UserError: naming the column that is missing, is there twice, or is of a wrong type.
+    """
+    missing = [name for name in config.columns if name not in rows.columns]
+    if missing:
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise UserError(
+            f"the rows have no column {', '.join(map(repr, missing[:_NAMED]))}{more}, which the model reads"
+        )
+    doubled = [name for name in config.columns if isinstance(rows[name], pd.DataFrame)]
+    if doubled:
+        raise UserError(f"the rows have more than one column {doubled[0]!r}")
+    lists = {feature.name for feature in config.features if feature.kind == "multivalued"}
+    return pa.table({name: _column(rows[name], name, name in lists) for name in config.columns})
+
+
+def _column(values: pd.Series, name: str, is_list: bool) -> pa.Array:
+    wanted = "lists of texts or numbers" if is_list else "texts or numbers"
+    try:
+        column = pa.array(values, from_pandas=True)
+    except (pa.ArrowException, TypeError, OverflowError):
+        kinds = sorted({type(value).__name__ for value in values.dropna()})
+        raise UserError(f"column {name!r} should hold {wanted} of one type, not {', '.join(kinds)}") from None
+    if not _is_readable(column.type, is_list):
+        raise UserError(f"column {name!r} should hold {wanted}, not {column.type}")
+    return column
+
+
+def _is_readable(kind: pa.DataType, is_list: bool) -> bool:
+    if pa.types.is_null(kind):
+        return True
+    if is_list:
+        return (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_readable(kind.value_type, False)
+    inner = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return not (pa.types.is_nested(inner) or pa.types.is_binary(inner) or pa.types.is_large_binary(inner))
 
 
 mlflow.models.set_model(ServedRanker())

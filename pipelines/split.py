@@ -149,8 +149,10 @@ def sample(config: Recommender, rows: pa.Table, share: float, as_of: date) -> pa
 def _deciding(config: Recommender, replay: Replay | None) -> list[str]:
     """The columns that decide which part a row belongs to, and whether it is learned from."""
     split = config.evaluation.split
+    sampled = config.sampling.keep_negatives
     column = [split.column] if isinstance(split, ColumnSplit) else []
-    is_drawn = isinstance(split, RandomSplit) or config.sampling.keep_negatives is not None or replay is not None
+    column += [f"label_{sampled.task}"] if sampled is not None else []
+    is_drawn = isinstance(split, RandomSplit) or sampled is not None or replay is not None
     return column + ([config.columns.user, config.columns.item, "event_time"] if is_drawn else [])
 
 

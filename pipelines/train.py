@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Sequence
@@ -13,9 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipelines import figures, labels, leaks, warm_start
+import torch
+
+from pipelines import figures, labels, leaks, run_page, settings, warm_start
 from pipelines.catalog import model_config
 from pipelines.config import Recommender
+from pipelines.environment import environment
 from pipelines.errors import NotDueError, TryAgainError
 from pipelines.fitting import Encoded, Job, curve, lead
 from pipelines.prepare import sides_of
@@ -23,13 +25,14 @@ from pipelines.registry import Registry, Version
 from pipelines.runs import Run
 from pipelines.scratch import made_once, scratch_of
 from pipelines.split import Part, Split, batches_of, days_needed, trained_columns
-from pipelines.tables import Tables
+from pipelines.tables import TableName, Tables
 from pipelines.team import Team
 from pipelines.warm_start import Start
 from recsys_moe import checkpoint
 from recsys_moe.config import ModelConfig
 from recsys_moe.encoding import Encoder
 from recsys_moe.training import Fitted
+from recsys_moe.training.sharding import device_of
 from recsys_moe.training.state import NOT_DECISIVE
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,10 @@ log = logging.getLogger(__name__)
 _RECIPE = 4
 """Raised when the same config and data would give another model: finished runs of before are then not taken."""
 _BOTH: tuple[Part, ...] = ("train", "validation")
+READ: tuple[TableName, ...] = ("examples", "users", "items")
+"""The tables that a training reads; of the last two, the columns."""
+CONFIG, DECISIVE, ENVIRONMENT = "config.yaml", "decisive.json", "environment.json"
+"""Files of a training's run, see `describe`."""
 
 
 def check_due(config: Recommender, as_of: date) -> None:
@@ -68,23 +75,27 @@ class Plan:
         return self.tables.fingerprint("examples", self.split.days)
 
     @cached_property
-    def fingerprint(self) -> str:
-        """A digest of all that decides the result: the model, its training, which examples of the days, and these."""
+    def decisive(self) -> dict[str, str]:
+        """All that decides the result, by name: the model, its training, which examples of the days, and these."""
         config, split, start = self.config, self.split, self.start.version
-        parts = [
-            str(_RECIPE),
-            self.shape.model_dump_json(),
-            config.training.model_dump_json(exclude=NOT_DECISIVE),
-            config.evaluation.split.model_dump_json(),
-            str(config.sampling.keep_negatives),
-            str(config.evaluation.refit),
-            str(split.as_of),
-            str(split.days),
-            f"weights: {config.columns.weight}",
-            self.examples,
-            f"from {start.run_id}" if start else "from nothing",
-        ]
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+        return {
+            "recipe": str(_RECIPE),
+            "model": self.shape.model_dump_json(),
+            "training": config.training.model_dump_json(exclude=NOT_DECISIVE),
+            "evaluation.split": config.evaluation.split.model_dump_json(),
+            "sampling.keep_negatives": str(config.sampling.keep_negatives),
+            "evaluation.refit": str(config.evaluation.refit),
+            "as_of": str(split.as_of),
+            "days": str(split.days),
+            "columns.weight": f"weights: {config.columns.weight}",
+            "examples": self.examples,
+            "start": f"from {start.run_id}" if start else "from nothing",
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of all that decides the result."""
+        return hashlib.sha256("\n".join(self.decisive.values()).encode()).hexdigest()[:16]
 
 
 def train(config: Recommender, as_of: date, resume: bool = True, team: Team | None = None) -> dict[str, Any]:
@@ -108,6 +119,7 @@ def train(config: Recommender, as_of: date, resume: bool = True, team: Team | No
         if version is None:
             version = _train(plan, registry, scratch, resume, team or Team())
     registry.describe(version, {"leaks": " | ".join(warnings)[:4000]} if warnings else {})
+    run_page.refresh(registry, version)
     return {
         "step": "train",
         "as_of": as_of.isoformat(),
@@ -122,20 +134,29 @@ def train(config: Recommender, as_of: date, resume: bool = True, team: Team | No
 
 def _train(plan: Plan, registry: Registry, scratch: Path, resume: bool, team: Team) -> Version:
     start, champion = warm_start.checked(plan.start, registry, plan.shape)
-    with registry.training(f"{plan.config.name} {plan.split.as_of}", _tags(plan, start), resume) as run:
-        _describe(run, plan)
-        encoder, fitted = _choose_and_fit(_Work(plan, start, champion, registry, scratch, run, team))
-        if plan.tables.fingerprint("examples", plan.split.days) != plan.examples:
-            raise TryAgainError("the examples were prepared again while this training read them; train again")
-        folder = scratch / "checkpoint"
-        checkpoint.save(folder, encoder, fitted.model, fitted.table_sums)
-        ranker = checkpoint.load(folder)
+    with registry.training(_title(plan, start), _tags(plan, start), resume) as run:
+        describe(run, plan, team)
+        folder = fit_to_folder(Work(plan, start, champion, registry, scratch, run, team))
         example = next(plan.split.rows(plan.tables, "train", columns=plan.shape.columns)).slice(0, 5)
-        answers, tasks = ranker.predict(example), plan.shape.tasks
-        return registry.register(run, folder, example, {task.name: answers[:, t] for t, task in enumerate(tasks)})
+        return registry.register(run, folder, example, [task.name for task in plan.shape.tasks])
 
 
-def _choose_and_fit(work: _Work) -> tuple[Encoder, Fitted]:
+def fit_to_folder(work: Work) -> Path:
+    """Fit what was planned. Returns the checkpoint's folder, in the scratch folder.
+
+    Raises:
+        TryAgainError: the examples changed under it.
+    """
+    plan = work.plan
+    encoder, fitted = _choose_and_fit(work)
+    if plan.tables.fingerprint("examples", plan.split.days) != plan.examples:
+        raise TryAgainError("the examples were prepared again while this training read them; train again")
+    folder = work.scratch / "checkpoint"
+    checkpoint.save(folder, encoder, fitted.model, fitted.table_sums)
+    return folder
+
+
+def _choose_and_fit(work: Work) -> tuple[Encoder, Fitted]:
     """Fit on the training days to find the best epoch, then on those and the validation days for as many epochs.
 
     A warm start that knows all training days has nothing to choose by; it makes as many epochs as its start did.
@@ -144,18 +165,18 @@ def _choose_and_fit(work: _Work) -> tuple[Encoder, Fitted]:
     if not work.new_days.days_of("train"):
         return work.fit("refit", work.encoded("both", _BOTH), work.epochs_of_start())
     train_days = work.encoded("train", ("train",), ("validation",))
-    encoder, chosen = work.fit("choose", train_days, config.training.epochs)
+    encoder, chosen = work.fit("train", train_days, config.training.epochs)
     best, held_out = chosen.best_epoch, train_days.held_out.num_rows
-    points = curve(work.run, "choose", [f"loss/{task.name}" for task in config.tasks])
+    points = curve(work.run, "train", [f"loss/{task.name}" for task in config.tasks])
     work.run.picture(figures.training_curve(points, chosen.history), "pictures/training.png")
-    work.run.metrics({"best_epoch": best, "rows/train": train_days.train.num_rows, "rows/validation": held_out})
+    work.run.metrics({"best_epoch": best, "validation/rows": held_out})
     if config.evaluation.refit and held_out:
         return work.fit("refit", work.encoded("both", _BOTH), best)
     return (encoder, chosen) if best == config.training.epochs else work.fit("refit", train_days, best)
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """A training at work: what it is, where its files lie, and who is told."""
 
     plan: Plan
@@ -189,7 +210,10 @@ class _Work:
         """Fit, or go on with it, with all processes of the team."""
         training = self.plan.config.training.model_copy(update={"epochs": epochs})
         job = Job(rows=encoded.folder, state=self.scratch / f"{phase}-state", training=training, start=self._start())
-        return encoded.encoder, lead(job, phase, self.run, self.team)
+        fitted = lead(job, phase, self.run, self.team)
+        # After the losses: what a run is told first, the comparison of runs shows unasked.
+        self.run.metrics({f"{phase}/rows": encoded.train.num_rows})
+        return encoded.encoder, fitted
 
     def epochs_of_start(self) -> int:
         """How often the start was shown each row, as far as the YAML still allows it: so often are the new ones."""
@@ -211,40 +235,37 @@ class _Work:
         return made_once(self.scratch / "start", copy)
 
 
+def _title(plan: Plan, start: Start) -> str:
+    """What a chart's legend calls the run: in an experiment of one recommender, what makes it differ from others."""
+    return f"{plan.split.as_of} {settings.preset(plan.config)}{' warm' if start.version else ''}"
+
+
 def _tags(plan: Plan, start: Start) -> dict[str, str]:
+    learned = warm_start.learned_days(plan.config, plan.split)
     tags = {
+        "preset": settings.preset(plan.config),
         "as_of": plan.split.as_of.isoformat(),
-        "trained_through": warm_start.learned_days(plan.config, plan.split)[-1].isoformat(),
+        "trained_from": learned[0].isoformat(),
+        "trained_through": learned[-1].isoformat(),
         "test_days": ",".join(day.isoformat() for day in plan.split.days_of("test")),
         "fingerprint": plan.fingerprint,
+        "settings": settings.digest(plan.config),
         "warm_start": start.words,
+        "mlflow.source.name": str(plan.config.origin.file),
     }
     return tags | ({"started_from": str(start.version.number)} if start.version else {})
 
 
-def _describe(run: Run, plan: Plan) -> None:
-    """What the run is of: settings, the whole config, and the tables at their versions."""
-    run.params(_params(plan.config))
-    run.text(json.dumps(plan.config.model_dump(mode="json"), indent=2), "config.json")
-    version = plan.tables.version("examples")
-    if version is not None:
-        run.inputs({"examples": (plan.tables.path("examples"), version)})
+def describe(run: Run, plan: Plan, team: Team) -> None:
+    """What the run is of: settings, the YAML as it was written, the tables at their versions, and what it ran on.
 
-
-def _params(config: Recommender) -> dict[str, object]:
-    """The settings that make one run differ from another, by their path in the YAML."""
-    chosen = {"model": config.model, "training": config.training, "evaluation.split": config.evaluation.split}
-    values: dict[str, object] = {"evaluation.refit": config.evaluation.refit}
-    for where, part in chosen.items():
-        values |= _flat(where, part.model_dump(mode="json"))
-    if config.sampling.keep_negatives is not None:
-        values |= _flat("sampling.keep_negatives", config.sampling.keep_negatives.model_dump(mode="json"))
-    if config.segments is not None:
-        values |= {"segments.by": config.segments.title, "segments.min_rows": config.segments.min_rows}
-    return values
-
-
-def _flat(where: str, value: object) -> dict[str, object]:
-    if not isinstance(value, dict):
-        return {where: value}
-    return {key: leaf for name, inner in value.items() for key, leaf in _flat(f"{where}.{name}", inner).items()}
+    Of `${VAR}` in the YAML only the name is kept: it may be a secret. What decides the result stands in decisive.json.
+    """
+    run.params(settings.compared(plan.config))
+    run.text(plan.config.origin.text, CONFIG)
+    run.table(plan.decisive, DECISIVE)
+    training = plan.config.training
+    threads, device = training.threads or torch.get_num_threads(), device_of(training).type
+    run.table(environment(threads, team.world, device), ENVIRONMENT)
+    versions = {name: plan.tables.version(name) for name in READ}
+    run.inputs({name: (plan.tables.path(name), at) for name, at in versions.items() if at is not None})

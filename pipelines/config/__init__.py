@@ -22,7 +22,9 @@ from pipelines.config.data import (
     history_feature,
     last_seen_feature,
 )
-from pipelines.config.reading import json_schema, load
+from pipelines.config.exports import Export, FileExport, PostgresExport, RedisExport
+from pipelines.config.monitoring import Limits, Monitoring
+from pipelines.config.reading import json_schema, load, parse
 from pipelines.config.recommender import (
     RESERVED_COLUMNS,
     Recommender,
@@ -55,18 +57,24 @@ __all__ = [
     "Columns",
     "Contract",
     "Evaluation",
+    "Export",
     "Features",
+    "FileExport",
     "Gate",
     "History",
     "KeptNegatives",
     "Leaks",
+    "Limits",
     "MadeNegatives",
     "ModelShape",
+    "Monitoring",
     "NumericFeature",
     "OutcomeSource",
+    "PostgresExport",
     "RandomSplit",
     "Recent",
     "Recommender",
+    "RedisExport",
     "Retention",
     "Sampling",
     "Schedule",
@@ -86,6 +94,7 @@ __all__ = [
     "json_schema",
     "last_seen_feature",
     "load",
+    "parse",
     "request_columns",
     "segment_columns",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from pipelines.config.recommender import Recommender
+from pipelines.config.recommender import Origin, Recommender
 from recsys_moe.errors import UserError
 
 _VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
@@ -52,15 +52,23 @@ def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["storage"] = _inside_root("storage", raw["storage"], folder)
         if raw["storage"].startswith("s3://") or raw.get("local"):
             raw["local"] = _inside_folder("local", str(raw.get("local") or f"../var/{raw.get('name')}"), folder)
+    if isinstance(raw.get("exports"), list):
+        raw["exports"] = [_export(value, n, folder) for n, value in enumerate(raw["exports"])]
     if isinstance(raw.get("source"), dict):
         raw["source"] = {key: source(value) for key, value in raw["source"].items()}
     return raw
 
 
+def _export(value: Any, number: int, folder: Path) -> Any:
+    if not isinstance(value, dict) or not isinstance(value.get("path"), str):
+        return value
+    return {**value, "path": _inside_root(f"exports.{number}.path", value["path"], folder)}
+
+
 def _inside_root(key: str, place: str, folder: Path) -> str:
     """The storage folder, made absolute, or a place on S3; a YAML must not write where nobody expects it."""
     if place.startswith("s3://"):
-        return _inside_bucket(place, os.environ.get("RECSYS_MOE_STORAGE_ROOT"))
+        return _inside_bucket(key, place, os.environ.get("RECSYS_MOE_STORAGE_ROOT"))
     return _inside_folder(key, place, folder)
 
 
@@ -79,13 +87,13 @@ def _inside_folder(key: str, place: str, folder: Path) -> str:
     return str(path)
 
 
-def _inside_bucket(storage: str, root: str | None) -> str:
-    bucket, *parts = storage.removeprefix("s3://").rstrip("/").split("/")
+def _inside_bucket(key: str, place: str, root: str | None) -> str:
+    bucket, *parts = place.removeprefix("s3://").rstrip("/").split("/")
     if not bucket or not parts or any(part in ("", ".", "..") for part in parts):
-        raise UserError(f"storage: {storage!r} should be a bucket and a folder in it, such as s3://bucket/folder")
+        raise UserError(f"{key}: {place!r} should be a bucket and a folder in it, such as s3://bucket/folder")
     clean = "s3://" + "/".join([bucket, *parts])
     if root and not clean.startswith(root.rstrip("/") + "/"):
-        raise UserError(f"storage: {storage!r} leaves its root {root}; name a place inside it")
+        raise UserError(f"{key}: {place!r} leaves its root {root}; name a place inside it")
     return clean
 
 
@@ -118,17 +126,28 @@ def load(path: Path) -> Recommender:
         UserError: naming the file, the key inside it and what would be right.
     """
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --config takes a recommender's YAML") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from None
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Recommender:
+    """Check a YAML's text, as it stands (or stood) in the file `path`: relative paths are relative to its folder.
+
+    Raises:
+        UserError: see `load`.
+    """
+    try:
+        raw = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: should hold keys such as name, storage and source")
     try:
-        return Recommender.model_validate(_absolute(_expand(raw, ""), path.resolve().parent))
+        return Recommender.read(_absolute(_expand(raw, ""), path.resolve().parent), Origin(path.resolve(), text))
     except ValidationError as error:
         raise UserError(f"{path}: {_first_problem(error)}") from None
     except UserError as error:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
 from pipelines.config.contract import Contract, Leaks, Retention, Sampling
 from pipelines.config.data import Columns, Features, TaskSource, history_feature, last_seen_feature
+from pipelines.config.exports import Export
+from pipelines.config.monitoring import Monitoring
 from pipelines.config.segments import WrittenSegments
 from pipelines.config.sources import Name, Sources
 from pipelines.config.steps import Evaluation, ModelShape, Schedule, Scoring, Simulation
@@ -18,6 +21,14 @@ from recsys_moe.config import BehaviouralSegments, Frozen, Segments, TrainingCon
 
 RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight", "removed")
 """Columns that the tables add; a source may not bring its own. (The timestamp itself may be called event_time.)"""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The YAML that a recommender was read from: its file, and its text with `${VAR}` as it is written there."""
+
+    file: Path
+    text: str
 
 
 class Recommender(Frozen):
@@ -42,9 +53,12 @@ class Recommender(Frozen):
     tuning: Tuning | None = None
     evaluation: Evaluation = Evaluation()
     scoring: Scoring = Scoring()
+    exports: tuple[Export, ...] = ()
+    monitoring: Monitoring = Monitoring()
     schedule: Schedule | None = None
     retention: Retention = Retention()
     simulation: Simulation | None = None
+    _origin: Origin | None = PrivateAttr(None)
 
     @field_validator("segments", mode="before", json_schema_input_type=WrittenSegments | None)
     @classmethod
@@ -67,7 +81,27 @@ class Recommender(Frozen):
         _check_experts(self)
         _check_warm_start(self)
         _check_tuning(self)
+        _check_lists(self)
+        _check_exports(self)
+        _check_gate(self)
         return self
+
+    @classmethod
+    def read(cls, raw: Mapping[str, Any], origin: Origin) -> Self:
+        """The recommender of a YAML's values, that knows where they come from.
+
+        Raises:
+            ValidationError: they are not valid.
+        """
+        config = cls.model_validate(raw)
+        config._origin = origin
+        return config
+
+    @property
+    def origin(self) -> Origin:
+        """Where it was read from; only one that was made by `read` can be asked."""
+        assert self._origin is not None
+        return self._origin
 
     @property
     def label_columns(self) -> tuple[str, ...]:
@@ -192,6 +226,30 @@ def _check_tuning(config: Recommender) -> None:
         raise ValueError(f"tuning.task: {tuning.task!r} is no task; there is {[*kinds]}")
     if tuning.higher_is_better and kinds.get(judged) == "regression":
         raise ValueError(f"tuning.metric: {tuning.metric} is for a binary task, and {judged!r} is a regression")
+
+
+def _check_gate(config: Recommender) -> None:
+    gate, kinds = config.evaluation.gate, {task.name: task.kind for task in config.tasks}
+    for number, guard in enumerate(gate.guards):
+        if guard.task not in kinds:
+            raise ValueError(f"evaluation.gate.guards.{number}.task: {guard.task!r} is no task; there is {[*kinds]}")
+    judged = {"gate": (config.primary_task, gate.metric)}
+    judged |= {f"gate.guards.{number}": (guard.task, guard.metric) for number, guard in enumerate(gate.guards)}
+    for where, (task, metric) in judged.items():
+        if metric is not None and (metric == "rmse") != (kinds.get(task) == "regression"):
+            fit = "rmse" if kinds.get(task) == "regression" else "auc, gauc or log_loss"
+            raise ValueError(f"evaluation.{where}.metric: {metric} is not for {task!r}; it has {fit}")
+
+
+def _check_lists(config: Recommender) -> None:
+    named, names = config.evaluation.lists.diversity_by, [feature.name for feature in config.features.categorical]
+    if named is not None and named not in names:
+        raise ValueError(f"evaluation.lists.diversity_by: {named!r} is no categorical feature; there is {names}")
+
+
+def _check_exports(config: Recommender) -> None:
+    if doubled := _doubled([target.name for target in config.exports]):
+        raise ValueError(f"exports: two targets share the name {doubled[0]!r}")
 
 
 def _check_columns(config: Recommender) -> None:

@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import re
 from datetime import date
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import Field, PositiveInt, field_validator, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
 from pipelines.config.sources import Column, Name
 from recsys_moe.config import Experts, Frozen, Gating, Share
 from recsys_moe.presets import PRESETS, with_preset
+
+Baseline = Literal["popularity", "shared_bottom", "dense", "boosting"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 
 class ModelShape(Frozen):
@@ -89,20 +100,85 @@ class RandomSplit(Frozen):
         return self
 
 
-class Gate(Frozen):
-    """When a new version takes over: its metric, on the champion's rows, must be above it by `min_gain`."""
+GateMetric = Literal["auc", "gauc", "log_loss", "rmse"]
 
+
+class Guard(Frozen):
+    """Another metric over all rows: a version that is certainly worse in it, by more than `delta`, is kept out."""
+
+    task: str
+    metric: GateMetric | None = None
+    delta: NonNegativeFloat | None = None
+
+
+class Gate(Frozen):
+    """When a new version takes over from the champion, on the same rows; docs/promotion.md explains it.
+
+    The primary metric is `metric` of `task` (left out: of the first task, its AUC, or for a regression the RMSE). In
+    mode `refresh` it must certainly be worse by less than `delta`, in mode `challenge` certainly better; `auto` is a
+    refresh where both versions were trained with the same settings. In none of the `guards` and `segments` may it be
+    certainly worse, and by more than `delta`. Segments with fewer than `min_positives` positives are reported only.
+    `calibration` bounds predicted over observed. Intervals come from `draws` of users, who have `max_rows` at most.
+    """
+
+    mode: Literal["auto", "refresh", "challenge"] = "auto"
     task: str | None = None
-    metric: Literal["auc", "gauc", "log_loss"] = "auc"
-    min_gain: float = 0.0
+    metric: GateMetric | None = None
+    delta: NonNegativeFloat = 0.005
+    guards: tuple[Guard, ...] = ()
+    segments: Literal["all"] | tuple[str, ...] = "all"
+    min_positives: PositiveInt = 100
+    calibration: tuple[PositiveFloat, PositiveFloat] | None = (0.8, 1.25)
+    draws: Annotated[int, Field(ge=1000)] = 1000
+    max_rows: PositiveInt = 1_000_000
+    seed: NonNegativeInt = 0
+
+    @field_validator("calibration")
+    @classmethod
+    def _low_before_high(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and value[0] >= value[1]:
+            raise ValueError(f"{list(value)} is no band; write the lower bound first, such as [0.8, 1.25]")
+        return value
+
+
+class Baselines(Frozen):
+    """Simple models that are measured on the same rows: which ones, fitted to how many rows of the training at most.
+
+    The rows are those of some users, drawn by their ids: all rows of each.
+    """
+
+    models: tuple[Baseline, ...] = BASELINES
+    max_rows: PositiveInt = 100_000
+
+    @field_validator("models")
+    @classmethod
+    def _each_once(cls, value: tuple[Baseline, ...]) -> tuple[Baseline, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} names a baseline twice")
+        return value
+
+
+class MeasuredLists(Frozen):
+    """How lists are measured: their first `k` places, for at most `max_users` users who liked something.
+
+    All known items are candidates, so there are fewer users where `max_pairs` of user and item would not suffice.
+    `diversity_by` is the column that tells kinds of items apart; the first categorical one of items where None.
+    """
+
+    k: PositiveInt = 20
+    max_users: PositiveInt = 300
+    max_pairs: PositiveInt = 2_000_000
+    diversity_by: Column | None = None
 
 
 class Evaluation(Frozen):
-    """What is held out, and when a new version takes over."""
+    """What is held out, what a model is measured beside, and when a new version takes over."""
 
     split: Annotated[TimeSplit | ColumnSplit | RandomSplit, Field(discriminator="by")] = TimeSplit()
     refit: bool = True
     gate: Gate = Gate()
+    baselines: Baselines = Baselines()
+    lists: MeasuredLists = MeasuredLists()
 
     @field_validator("split", mode="before", json_schema_input_type=TimeSplit | ColumnSplit | RandomSplit)
     @classmethod
@@ -147,14 +223,28 @@ class Scoring(Frozen):
         return self.contexts or {"default": self.context}
 
 
+class Alerts(Frozen):
+    """Who is told of a failed task and of what the monitor finds; the log alone where nobody is named.
+
+    How to reach them stands in Airflow's connections `smtp_default` and `slack_api_default`.
+    """
+
+    email: tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...] = ()
+    slack: Annotated[str, Field(pattern=r"^#?[\w.-]+$")] | None = None
+
+
 class Schedule(Frozen):
-    """When the DAGs run. Cron times are in `columns.timezone`; a partition is a day, so there is one a day."""
+    """When the DAGs run. Cron times are in `columns.timezone`; a partition is a day, so there is one a day.
+
+    With `train: when_due` a training follows where the monitor says so, and scores are made after ingest.
+    """
 
     ingest: str
-    train: Literal["after_ingest"] = "after_ingest"
+    train: Literal["after_ingest", "when_due"] = "after_ingest"
     score: Literal["after_train", "after_ingest"] = "after_train"
     every_day: bool = False
     start: date | None = None
+    alerts: Alerts = Alerts()
 
     @field_validator("ingest")
     @classmethod
@@ -162,6 +252,12 @@ class Schedule(Frozen):
         if not re.fullmatch(r"[0-5]?\d +([01]?\d|2[0-3]) +\* +\* +\*", value):
             raise ValueError(f"{value!r} is no cron expression for one time a day, such as '0 3 * * *'")
         return value
+
+    @model_validator(mode="after")
+    def _scores_every_day(self) -> Self:
+        if self.train == "when_due" and self.score == "after_train":
+            raise ValueError("with train: when_due there is no training a day to score after; set score: after_ingest")
+        return self
 
 
 class Simulation(Frozen):

@@ -86,7 +86,8 @@ def _play(config: Recommender, services: Services, watch: Watch) -> None:
 def _forget_champion(config: Recommender, layout: Layout) -> None:
     """Runs and versions of earlier demos stay, but none of them serves: this demo's first version starts anew."""
     if layout.mlflow.exists():
-        from pipelines.registry import CHAMPION, Registry
+        from pipelines.promotions import CHAMPION
+        from pipelines.registry import Registry
 
         registry = Registry(config)
         if registry.champion():

@@ -7,7 +7,7 @@ a reader sees all of the old or all of the new.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date
 from pathlib import Path
 from typing import Literal
@@ -15,12 +15,13 @@ from typing import Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
+import pyarrow.fs
 from deltalake import DeltaTable
 from deltalake.exceptions import TableNotFoundError
 
 from pipelines import places
 from pipelines.tables.files import is_s3
-from pipelines.tables.publishing import DayWriter, Place, days_of
+from pipelines.tables.publishing import DayWriter, Place, days_of, files_of
 from recsys_moe.errors import UserError
 
 BLOCK_ROWS = 131_072
@@ -36,6 +37,7 @@ TableName = Literal[
     "daily_recent",
     "examples",
     "scores",
+    "promotions",
 ]
 
 
@@ -44,10 +46,11 @@ class Tables:
 
     Args:
         storage: the folder that holds them, local or `s3://bucket/folder`; made when something is first written.
+        versions: of tables that are read as they were then; of others the newest is.
     """
 
-    def __init__(self, storage: str | Path) -> None:
-        self.storage = str(storage)
+    def __init__(self, storage: str | Path, versions: Mapping[TableName, int] | None = None) -> None:
+        self.storage, self._versions = str(storage), dict(versions or {})
 
     def path(self, name: TableName) -> str:
         """The folder of a table."""
@@ -83,13 +86,13 @@ class Tables:
         return DayWriter(self.place(name), ds, schema)
 
     def version(self, name: TableName) -> int | None:
-        """The table's newest version, or None where there is no table."""
-        found = self.place(name).find()
+        """The version of the table that is read, or None where there is no table."""
+        found = self._find(name)
         return found.version() if found else None
 
     def days(self, name: TableName) -> list[date]:
         """The days that have rows, oldest first."""
-        found = self.place(name).find()
+        found = self._find(name)
         return days_of(found) if found else []
 
     def dataset(self, name: TableName, version: int | None = None) -> pyarrow.dataset.FileSystemDataset:
@@ -124,18 +127,18 @@ class Tables:
         dataset = place.dataset(self.delta(name), coded)
         if lacking := sorted(set(columns or ()) - set(dataset.schema.names)):
             raise UserError(f"{self.path(name)}: no day has a column {lacking[0]!r}; run `recsys-moe prepare` again")
-        # As little ahead as keeps a reader busy: each row group that waits is in memory. Of a local file Arrow would
-        # read all that is asked for before it begins.
-        ahead = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=is_s3(place.folder))
-        scanner = dataset.scanner(
-            columns=columns,
-            filter=pc.field("ds") == ds,
-            batch_size=BLOCK_ROWS,
-            batch_readahead=1,
-            fragment_readahead=1,
-            fragment_scan_options=ahead,
-        )
-        yield from scanner.to_batches()
+        # Row group by row group, and nothing ahead: for a reader who is slower, a scan of the whole day would hold all
+        # that it has read meanwhile. Of a local file Arrow would read all that is asked for before it begins.
+        options = pyarrow.dataset.ParquetFragmentScanOptions(pre_buffer=is_s3(place.folder))
+        for file in dataset.get_fragments(filter=pc.field("ds") == ds):
+            for group in file.split_by_row_group():
+                yield from group.to_batches(
+                    schema=dataset.schema,
+                    columns=columns,
+                    batch_size=BLOCK_ROWS,
+                    batch_readahead=0,
+                    fragment_scan_options=options,
+                )
 
     def fingerprint(self, name: TableName, days: Iterable[date]) -> str:
         """A digest that changes when a row of these days may have, and only then.
@@ -143,23 +146,46 @@ class Tables:
         Files of a table are never changed, only added and removed, so their names stand for their content.
         """
         wanted = {f"ds={day.isoformat()}" for day in days}
-        found = self.place(name).find()
+        found = self._find(name)
         paths = found.file_uris() if found else []
         names = sorted("/".join(Path(path).parts[-2:]) for path in paths)
         chosen = [path for path in names if path.split("/")[0] in wanted]
         return hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:16]
 
     def delta(self, name: TableName, version: int | None = None) -> DeltaTable:
-        """The table in Delta's terms, at its newest version or another.
+        """The table in Delta's terms, at the version that is read or another.
 
         Raises:
             UserError: there is no such table yet.
         """
         try:
-            return self.place(name).open(version)
+            return self.place(name).open(self._versions.get(name) if version is None else version)
         except TableNotFoundError:
             step = dict.fromkeys(("interactions", "outcomes", "rejected", "ingested", "users", "items"), "ingest")
-            step["scores"] = "score"
+            step |= {"scores": "score", "promotions": "promote"}
             raise UserError(
                 f"{self.path(name)}: there is no table {name} yet; run `recsys-moe {step.get(name, 'prepare')}` first"
             ) from None
+
+    def check_whole(self, name: TableName, through: date) -> None:
+        """See that all files of the days up to one, at the version that is read, are there still.
+
+        Raises:
+            UserError: the table never had this version, or files of it are deleted.
+        """
+        newest, wanted = self.place(name).find(), self._versions.get(name)
+        if newest is None or (wanted is not None and wanted > newest.version()):
+            raise UserError(f"{self.path(name)}: has no version {wanted}; is it another table than then?")
+        table, days = self.delta(name), [day for day in self.days(name) if day <= through]
+        paths = sorted(path for day in days for path in files_of(table, day))
+        gone = [
+            info for info in self.place(name).folder.get_file_info(paths) if info.type == pyarrow.fs.FileType.NotFound
+        ]
+        if gone:
+            raise UserError(
+                f"{self.path(name)}: {len(gone)} of the {len(paths)} files that version {wanted} had on these days are "
+                "deleted, by `recsys-moe maintain` or another vacuum"
+            )
+
+    def _find(self, name: TableName) -> DeltaTable | None:
+        return self.delta(name) if name in self._versions else self.place(name).find()

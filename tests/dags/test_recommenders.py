@@ -37,11 +37,22 @@ print(json.dumps({
     "heavy": sorted(set(heavy) & set(sys.modules)),
     "commands": {f"{dag_id}.{task.task_id}": [task.python_callable(), task.env] for dag_id, dag in bag.dags.items()
                  for task in dag.tasks if hasattr(task, "append_env")},
-    "retries": {dag_id: [dag.tasks[0].retry_policy.evaluate(Exception(f"exit code {code}."), 1, 2).action.value
-                         for code in (2, 1, 22)] for dag_id, dag in bag.dags.items()},
+    "of_task": {f"{dag_id}.{task.task_id}": {
+                    "retries": task.retries,
+                    "decisions": {code: task.retry_policy.evaluate(Exception(f"exit code {code}."), 1, 3).action.value
+                                  for code in (2, 75, 1, 22)},
+                    "seconds": task.execution_timeout.total_seconds(),
+                    "outlets": [outlet.name for outlet in task.outlets],
+                    "pool": task.pool,
+                    "links": [link.name for link in task.operator_extra_links],
+                    "on_failure": [getattr(one, "__name__", type(one).__name__) for one in task.on_failure_callback],
+                    "on_success": [getattr(one, "__name__", type(one).__name__) for one in task.on_success_callback],
+                } for dag_id, dag in bag.dags.items() for task in dag.tasks},
+    "docs": {dag_id: dag.doc_md for dag_id, dag in bag.dags.items()},
 }))
 """
 
+KINDS = ("ingest", "train", "score", "monitor", "maintain")
 Read = Callable[[Path], dict[str, Any]]
 
 
@@ -79,8 +90,14 @@ def broken(read: Read, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         "name": GOOD.format(name="My Shop", score="after_train"),
         "a_copy": GOOD.format(name="good", score="after_ingest"),
         "start": GOOD.format(name="start", score="after_train").replace("}\n", ", start: tomorrow}\n"),
+        "seldom": GOOD.format(name="seldom", score="after_train").replace("train: after_ingest", "train: when_due"),
+        "told": GOOD.format(name="told", score="after_train").replace("}\n", ", alerts: {email: [nobody]}}\n"),
+        "slack": GOOD.format(name="slack", score="after_train").replace("}\n", ", alerts: {slack: '#on-call'}}\n"),
     }
-    files["rarely"] = GOOD.format(name="rarely", score="after_ingest").replace("ingest}", "ingest, start: 2026-05-04}")
+    files["rarely"] = GOOD.format(name="rarely", score="after_ingest").replace(
+        "train: after_ingest, score: after_ingest",
+        "train: when_due, score: after_ingest, start: 2026-05-04, alerts: {email: [on-call@example.org]}",
+    )
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return read(folder)
@@ -89,15 +106,22 @@ def broken(read: Read, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
 def test_the_shipped_configs_have_no_import_errors(read: Read, project_root: Path) -> None:
     found = read(project_root / "configs")
     assert found["errors"] == {}
-    assert {"demo_ingest", "demo_train", "demo_score"} <= set(found["dags"])
+    assert {f"demo_{kind}" for kind in KINDS} <= set(found["dags"])
 
 
-def test_each_schedule_makes_three_dags(broken: dict[str, Any]) -> None:
-    names = [f"{name}_{what}" for name in ("good", "rarely") for what in ("ingest", "train", "score")]
+def test_each_schedule_makes_five_dags(broken: dict[str, Any]) -> None:
+    names = [f"{name}_{what}" for name in ("good", "rarely") for what in KINDS]
     assert sorted(broken["dags"]) == sorted(names)
     assert broken["tasks"]["good_ingest"] == {"ingest": ["prepare"], "prepare": []}
     assert broken["tasks"]["good_score"] == {"score": []}
+    assert broken["tasks"]["good_monitor"] == {
+        "monitor": ["found", "retrain_is_due"],
+        "found": [],
+        "retrain_is_due": [],
+    }
+    assert broken["tasks"]["good_maintain"] == {"maintain": []}
     assert broken["tasks"]["good_train"] == {
+        "all_days_in": ["failed", "train"],
         "train": ["evaluate", "failed"],
         "evaluate": ["failed", "promote"],
         "promote": ["decided", "failed"],
@@ -117,7 +141,13 @@ def test_ingest_runs_at_the_schedules_hour_for_the_day_before(broken: dict[str, 
 
 @pytest.mark.parametrize(
     ("dag_id", "asset"),
-    [("good_train", "good_days"), ("good_score", "good_decisions"), ("rarely_score", "rarely_days")],
+    [
+        ("good_train", "good_days"),
+        ("good_score", "good_decisions"),
+        ("good_monitor", "good_days"),
+        ("rarely_train", "rarely_retrain"),
+        ("rarely_score", "rarely_days"),
+    ],
 )
 def test_the_others_follow_an_asset(broken: dict[str, Any], dag_id: str, asset: str) -> None:
     timetable = broken["dags"][dag_id]["timetable"]
@@ -134,17 +164,85 @@ def test_days_are_caught_up_from_the_start_that_is_named(broken: dict[str, Any])
 
 def test_values_reach_the_command_through_the_environment_only(broken: dict[str, Any]) -> None:
     commands = broken["commands"]
-    assert len(commands) == 12
+    assert len(commands) == 16
     for task, (command, environment) in commands.items():
+        step = task.split(".")[1]
         assert environment["AS_OF"] == "{{ dag_run.partition_key }}"
+        assert environment["DRY_RUN"] == "{{ params.dry_run }}"
         assert environment["CONFIG"].endswith(f"/{task.split('_')[0]}.yaml")
         assert "{" not in command
         assert not any(value in command for value in environment.values())
-        assert f'"$RECSYS_MOE_BIN" {task.split(".")[1]} ' in command
+        as_of = "" if step == "maintain" else ' --as-of "$AS_OF"'
+        assert f'set -- {step} --config "$CONFIG"{as_of}' in command
 
 
-def test_a_users_error_is_not_retried(broken: dict[str, Any]) -> None:
-    assert broken["retries"]["good_train"] == ["fail", "default", "default"]
+@pytest.mark.parametrize("task", ["good_train.train", "good_ingest.prepare", "good_maintain.maintain"])
+@pytest.mark.parametrize(("dry_run", "code"), [("False", 0), ("True", 99)])
+def test_a_dry_run_calls_nothing_that_changes_anything(
+    broken: dict[str, Any], tmp_path: Path, task: str, dry_run: str, code: int
+) -> None:
+    """The commands themselves, with a program in the CLI's place that writes its arguments where results go."""
+    program = tmp_path / "cli"
+    program.write_text('#!/bin/sh\necho "$@" > "$RECSYS_MOE_RESULT"\n', encoding="utf-8")
+    program.chmod(0o755)
+    command, _ = broken["commands"][task]
+    values = {"RECSYS_MOE_BIN": str(program), "CONFIG": "a b.yaml", "AS_OF": "2026-01-31", "DRY_RUN": dry_run}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env={**os.environ, **values}, capture_output=True, text=True, check=False
+    )
+    knows_dry_runs = task == "good_maintain.maintain"
+    assert done.returncode == (0 if knows_dry_runs else code)
+    assert (tmp_path / "result.json").exists() == (knows_dry_runs or code == 0)
+    assert ("--dry-run" in done.stdout) == (knows_dry_runs and dry_run == "True")
+    assert "--config a b.yaml" in done.stdout
+
+
+def test_a_users_error_is_not_retried_and_what_may_pass_is(broken: dict[str, Any]) -> None:
+    for task, known in broken["of_task"].items():
+        assert known["decisions"] == {"2": "fail", "75": "default", "1": "default", "22": "default"}
+        assert known["retries"] == (0 if task.endswith("_train.failed") else 3)
+
+
+def test_each_task_has_an_end_and_says_what_to_do(broken: dict[str, Any]) -> None:
+    for task, known in broken["of_task"].items():
+        assert 0 < known["seconds"] <= 12 * 3600
+        told = ["say_what_to_do", *(["SmtpNotifier"] if task.startswith("rarely") else [])]
+        assert known["on_failure"] == ([] if task.endswith("_train.failed") else told)
+
+
+def test_one_training_at_a_time(broken: dict[str, Any]) -> None:
+    pools = {task: known["pool"] for task, known in broken["of_task"].items()}
+    assert pools.pop("good_train.train") == pools.pop("rarely_train.train") == "gpu"
+    assert set(pools.values()) == {"default_pool"}
+
+
+def test_what_a_day_sets_off(broken: dict[str, Any]) -> None:
+    outlets = {task: known["outlets"] for task, known in broken["of_task"].items() if known["outlets"]}
+    assert {task: names for task, names in outlets.items() if task.startswith("good")} == {
+        "good_ingest.prepare": ["good_days"],
+        "good_train.decided": ["good_decisions"],
+        "good_monitor.retrain_is_due": ["good_retrain"],
+    }
+
+
+def test_the_monitor_tells_what_it_found(broken: dict[str, Any]) -> None:
+    of_task = broken["of_task"]
+    assert of_task["good_monitor.found"]["on_success"] == ["say_what_was_found"]
+    assert of_task["rarely_monitor.found"]["on_success"] == ["say_what_was_found", "SmtpNotifier"]
+
+
+def test_commands_link_to_mlflow(broken: dict[str, Any]) -> None:
+    links = {task: known["links"] for task, known in broken["of_task"].items()}
+    assert all(links[task] == ["MLflow version", "MLflow run"] for task in broken["commands"])
+
+
+def test_each_dag_tells_an_on_call_person_what_to_do(broken: dict[str, Any]) -> None:
+    for dag_id, docs in broken["docs"].items():
+        name, what = dag_id.split("_")
+        assert f"`recsys-moe {what} --config" in docs
+        assert f"/{name}.yaml" in docs
+        assert "{" not in docs
+        assert "A task failed?" in docs
 
 
 def test_reading_the_dags_imports_nothing_heavy(broken: dict[str, Any]) -> None:
@@ -163,6 +261,9 @@ def test_reading_the_dags_imports_nothing_heavy(broken: dict[str, Any]) -> None:
         ("name", "'My Shop' does not match"),
         ("a_copy", "'good' is taken by good.yaml"),
         ("start", "schedule.start: 'tomorrow' does not match"),
+        ("seldom", "schedule.score: with train: when_due, set score: after_ingest"),
+        ("told", "schedule.alerts.email[0]: 'nobody' does not match"),
+        ("slack", "needs the package apache-airflow-providers-slack"),
     ],
 )
 def test_a_broken_yaml_shows_as_an_import_error_of_its_own(broken: dict[str, Any], file: str, words: str) -> None:

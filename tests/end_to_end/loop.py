@@ -47,6 +47,8 @@ def small_demo(folder: Path, project_root: Path, name: str = "small") -> Path:
     raw["training"] |= {"epochs": 1, "batch_size": 512, "threads": 1}
     raw["segments"]["min_rows"] = 200
     raw["scoring"]["candidates"]["source"] = "all"
+    raw.setdefault("evaluation", {})["baselines"] = {"models": ["popularity", "boosting"], "max_rows": 2000}
+    raw["evaluation"]["lists"] = {"max_users": 50}
     path = folder / "configs" / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml.safe_dump(raw), encoding="utf-8")

@@ -2,7 +2,8 @@
 """Takes the place of `recsys-moe` where a test is about Airflow, so that a step takes milliseconds.
 
 It keeps the command line's contract: a JSON object in `$RECSYS_MOE_RESULT`, exit code 99 for nothing to do, 2 for a
-user's error. What it does depends on the recommender: `breaks` cannot train, `hangs` never ends.
+user's error. What it does depends on the recommender: `breaks` cannot train, `hangs` never ends. The monitor asks for a
+training on days that end with 31.
 """
 
 import json
@@ -26,9 +27,14 @@ def main() -> int:
         return 2
     if step == "train" and max(day.name for day in days.iterdir()) > as_of:
         return 99
-    Path(os.environ["RECSYS_MOE_RESULT"]).write_text(
-        json.dumps({"step": step, "as_of": as_of}) + "\n", encoding="utf-8"
-    )
+    result: dict[str, object] = {"step": step, "as_of": as_of}
+    if step == "train":
+        result |= {"version": 1, "run_id": "abc"}
+    if step == "monitor":
+        due = as_of.endswith("31")
+        result |= {"retrain": due, "reasons": ["it drifts"], "findings": ["it drifts"]}
+        result["verdict"] = "retrain" if due else "ok"
+    Path(os.environ["RECSYS_MOE_RESULT"]).write_text(json.dumps(result) + "\n", encoding="utf-8")
     return 0
 
 

@@ -41,7 +41,7 @@ with running(layout, schedules=False, mlflow=True) as services:
 
 RECOMMENDER = 'name: {name}\nschedule: {{ingest: "0 3 * * *"}}\n'
 DAYS = [date(2026, 3, day) for day in range(27, 32)]
-DAG_KINDS = ("ingest", "train", "score")
+DAG_KINDS = ("ingest", "train", "score", "monitor")
 ENDED = ("success", "failed")
 
 
@@ -80,6 +80,16 @@ class Served:
             )
             for run in self.airflow.runs(dag_id)
         }
+
+    def links(self, dag_id: str, run_id: str, task_id: str) -> dict[str, str]:
+        """The task's links to other places, by name."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances/{task_id}/links"
+        return dict(self.airflow._call("GET", path)["extra_links"])
+
+    def emitted(self, asset: str) -> list[str]:
+        """The partitions for which an asset was emitted."""
+        events = self.airflow._call("GET", "assets/events", params={"limit": 500})["asset_events"]
+        return sorted(event["partition_key"] for event in events if event["name"] == asset)
 
 
 def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
@@ -123,10 +133,23 @@ def test_a_backfill_of_five_days_runs_each_and_what_follows(served: Served) -> N
         assert sorted(runs) == [str(day) for day in DAYS]
         assert {state for state, _ in runs.values()} == {"success"}
     trained = {day for day, (_, tasks) in served.states("shop_train").items() if tasks["train"][0] == "success"}
-    assert str(DAYS[-1]) in trained
+    assert trained == {str(DAYS[-1])}  # the first waited until all days were in, and then there were newer ones
     newest = served.airflow.runs("shop_score")
     run_id = next(run["dag_run_id"] for run in newest if run["partition_key"] == str(DAYS[-1]))
     assert served.airflow.result("shop_score", run_id, "score") == {"step": "score", "as_of": str(DAYS[-1])}
+    for day, (_, tasks) in served.states("shop_monitor").items():
+        due = "success" if day == str(DAYS[-1]) else "skipped"
+        assert {name: state for name, (state, _) in tasks.items()} == {
+            "monitor": "success",
+            "retrain_is_due": due,
+            "found": due,
+        }
+    assert served.emitted("shop_retrain") == [str(DAYS[-1])]
+    train = next(run["dag_run_id"] for run in served.airflow.runs("shop_train") if run["partition_key"] in trained)
+    assert served.links("shop_train", train, "train") == {
+        "MLflow version": f"{served.mlflow_url}/#/models/shop/versions/1",
+        "MLflow run": f"{served.mlflow_url}/#/runs/abc",
+    }
 
 
 def test_a_failed_training_fails_its_run_and_the_day_is_scored_all_the_same(served: Served) -> None:

@@ -102,8 +102,8 @@ def test_a_run_has_the_health_of_its_experts(played: Played) -> None:
     run_id = played.nights[SECOND_NIGHT]["train"]["run_id"]
     metrics = registry.client.get_run(run_id).data.metrics
     assert {
-        "choose/epoch/validation/experts/load_entropy",
-        "choose/epoch/validation/experts/segment_information/click",
+        "validation/experts/load_entropy",
+        "validation/experts/segment_information/click",
         "experts/busiest_share",
         "experts/gate_distance/click-like",
         "experts/knock_out/purchase/segment",

@@ -26,7 +26,7 @@ from tests.pipelines.conftest import Tiny
 DAY = 4
 TRAINING = {"batch_size": 4, "epochs": 3, "threads": 1, "checkpoint_minutes": 1e-4}
 MODEL = {"embedding_dim": 4, "experts": {"shared": 1, "routed": 2, "top_k": 1, "hidden": [8], "dispatch": "sparse"}}
-KILLED_AT = ("train", "choose-state/000020", "both", "refit-state/000003", "checkpoint")
+KILLED_AT = ("train", "train-state/000020", "both", "refit-state/000003", "checkpoint")
 """What lies in the scratch folder when a process is killed: nothing but encoded rows, states, the finished model."""
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -128,15 +128,15 @@ def test_killed_again_and_again_it_ends_with_the_same_weights_in_one_run(undistu
         assert torch.equal(found[name], weights), name
     (run,) = runs_of(folder)
     assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
-    assert [step for step, _ in history(folder, "choose/loss")] == [
-        step for step, _ in history(undisturbed, "choose/loss")
+    assert [step for step, _ in history(folder, "train/loss")] == [
+        step for step, _ in history(undisturbed, "train/loss")
     ]
-    for name in ("choose/epoch/loss", "choose/validation/loss", "refit/epoch/loss"):
+    for name in ("train/epoch/loss", "validation/loss", "refit/epoch/loss"):
         assert history(folder, name) == history(undisturbed, name)
 
 
 def test_without_resume_it_begins_anew_and_the_half_run_is_ended(undisturbed: Path, folder: Path) -> None:
-    kill_at(start(folder), folder, "choose-state/000020")
+    kill_at(start(folder), folder, "train-state/000020")
     result = finished(start(folder, "--no-resume"))
     states = {run.info.run_id: run.info.status for run in runs_of(folder)}
     assert states.pop(result["run_id"]) == "FINISHED"
@@ -162,11 +162,11 @@ def test_two_processes_train_as_one(undisturbed: Path, folder: Path, way: str) -
     result = finished(process)
     assert len(runs_of(folder)) == 1
     assert not result["repeated"]
-    assert_close(history(folder, "choose/loss"), history(undisturbed, "choose/loss"))
+    assert_close(history(folder, "train/loss"), history(undisturbed, "train/loss"))
 
 
 def test_two_processes_that_are_killed_go_on(undisturbed: Path, folder: Path) -> None:
-    kill_at(start(folder, "--processes", "2"), folder, "choose-state/000005")
+    kill_at(start(folder, "--processes", "2"), folder, "train-state/000005")
     finished(start(folder, "--processes", "2"))
     (run,) = runs_of(folder)
     assert run.info.status == "FINISHED"

@@ -304,8 +304,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "weights of nothing": ({"scoring": {"weights": {"click": 0}}}, r"scoring\.weights: all are 0"),
     "gain that is no number": (
-        {"evaluation": {"gate": {"min_gain": float("nan")}}},
-        r"evaluation\.gate\.min_gain: .*finite",
+        {"evaluation": {"gate": {"delta": float("nan")}}},
+        r"evaluation\.gate\.delta: .*finite",
     ),
     "rate that is no number": ({"training": {"learning_rate": float("inf")}}, r"training\.learning_rate: .*finite"),
     "context of no feature": (

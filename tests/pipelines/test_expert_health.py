@@ -20,7 +20,8 @@ def health(preset: str) -> ExpertHealth:
     )
     encoder = Encoder.fit(config, raw_rows(200).to_batches())
     torch.manual_seed(0)
-    return ExpertHealth.of(Ranker(encoder, empty_model(encoder).eval()), raw_rows(200))
+    rows = raw_rows(200)
+    return ExpertHealth.of(Ranker(encoder, empty_model(encoder).eval()), rows, rows.column("user_id").to_numpy())
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -34,8 +35,10 @@ def test_every_preset_has_numbers_tables_and_pictures(preset: str) -> None:
     assert tables["load_by_segment"]["DE"]["buy"].keys() == set(found.routing.routed_names)
     assert tables["knock_out"]["rows"] == 200
     pictures = found.pictures()
-    assert {"gate_weights_click", "gate_weights_buy"} <= pictures.keys()
-    assert ("expert_load_by_segment" in pictures) == bool(found.routing.routed_names)
+    by_segment = {f"gate_weights_by_segment/{task}" for task in ("click", "buy")}
+    is_mixture = len(experts) > 1
+    assert ({"gate_weights", "gate_features", *by_segment} <= pictures.keys()) == is_mixture
+    assert ("expert_load" in pictures) == bool(found.routing.routed_names)
 
 
 def test_the_only_expert_has_no_worth() -> None:

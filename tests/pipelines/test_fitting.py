@@ -20,8 +20,8 @@ def run(tiny: Tiny, store: str, monkeypatch: pytest.MonkeyPatch) -> Run:
 
 def tell(run: Run, steps: range) -> None:
     """A process that makes some steps of 25 an epoch, and validates at its end."""
-    with Progress("choose", 50, "steps") as progress:
-        reports = _Reports(run, "choose", progress)
+    with Progress("train", 50, "steps") as progress:
+        reports = _Reports(run, "train", progress)
         for step in steps:
             reports.step({"step": step, "epoch": step // 25, "loss": step, "loss/click": 2 * step, "rows": 16})
             if step % 25 == 0:
@@ -32,21 +32,22 @@ def tell(run: Run, steps: range) -> None:
 
 def test_a_point_is_the_mean_of_ten_steps(run: Run) -> None:
     tell(run, range(1, 51))
-    points = curve(run, "choose", ["loss", "loss/click"])
+    points = curve(run, "train", ["loss", "loss/click"])
     assert points[:2] == [{"step": 10, "loss": 5.5, "loss/click": 11.0}, {"step": 20, "loss": 15.5, "loss/click": 31.0}]
     assert [point["step"] for point in points] == [10, 20, 30, 40, 50]
-    assert run.history("choose/validation/loss") == {25: 25.0, 50: 50.0}
-    assert run.history("choose/epoch/validation/loss") == {0: 25.0, 1: 50.0}
-    assert run.history("choose/rows") == {}
+    assert run.history("validation/loss") == {25: 25.0, 50: 50.0}
+    assert run.history("train/epoch/loss") == {0: 0.5, 1: 0.5}
+    assert run.history("train/epoch/validation/loss") == {}
+    assert run.history("train/rows") == {}
 
 
 def test_what_was_told_before_a_kill_is_not_told_again(run: Run) -> None:
     tell(run, range(1, 45))
-    before = curve(run, "choose", ["loss"])
+    before = curve(run, "train", ["loss"])
     tell(run, range(18, 51))  # from a checkpoint after step 17
-    after = curve(run, "choose", ["loss"])
+    after = curve(run, "train", ["loss"])
     assert after[:4] == before
     assert [point["step"] for point in after[4:]] == [50]
-    histories = ("choose/loss", "choose/validation/loss", "choose/epoch/loss")
+    histories = ("train/loss", "validation/loss", "train/epoch/loss")
     counted = [len(run._client.get_metric_history(run.run_id, name)) for name in histories]
     assert counted == [5, 2, 2]

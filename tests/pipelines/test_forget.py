@@ -17,7 +17,8 @@ from pipelines.config import Recommender
 from pipelines.forget import forget, traces_of
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
-from pipelines.registry import CHAMPION, Registry
+from pipelines.promotions import CHAMPION
+from pipelines.registry import Registry
 from pipelines.tables import TableName, Tables, snapshots
 from recsys_moe.errors import UserError
 
@@ -199,9 +200,9 @@ def test_versions_that_cannot_be_read_any_more_are_told(config: Recommender, tin
 
 
 def test_the_command(config: Recommender, tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.cli._load", lambda path: config)
-    monkeypatch.setattr("pipelines.cli.end_with_parent", lambda: None)
-    monkeypatch.setattr("pipelines.cli._set_up_logging", lambda: None)
+    monkeypatch.setattr("pipelines.cli.load", lambda path: config)
+    monkeypatch.setattr("pipelines.calling.end_with_parent", lambda: None)
+    monkeypatch.setattr("pipelines.calling._set_up_logging", lambda: None)
     fill(config, tiny)
 
     def call(*arguments: str) -> tuple[int, Any]:

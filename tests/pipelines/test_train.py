@@ -12,6 +12,7 @@ from pipelines.config import Recommender
 from pipelines.errors import TryAgainError
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare
+from pipelines.promote import rollback
 from pipelines.registry import Registry
 from pipelines.tables import Tables
 from pipelines.train import train
@@ -32,8 +33,7 @@ def warm(tiny: Tiny, store: str, monkeypatch: pytest.MonkeyPatch, request: pytes
         ingest(config, tiny.day(number))
         prepare(config, tiny.day(number))
     first = train(config, tiny.day(4))
-    registry = Registry(config)
-    registry.crown(registry.version(first["version"]))
+    rollback(config, "the first", to=first["version"])
     assert tags_of(config, first)["warm_start"] == "no (there is no champion yet)"
     return config
 
@@ -54,7 +54,7 @@ def test_the_next_day_begins_from_the_champion(warm: Recommender, tiny: Tiny, ca
     first, second = (checkpoint.load(registry.checkpoint(registry.version(number))).encoder for number in (1, 2))
     for name, known in first.vocabularies.items():
         assert second.vocabularies[name].slice(0, len(known)).equals(known)
-    registry.crown(registry.version(2))
+    rollback(warm, "the next", to=2)
     again = train(warm, tiny.day(5))
     assert (again["version"], again["repeated"]) == (2, True)
 

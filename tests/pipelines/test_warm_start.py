@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.config import Recommender
+from pipelines.promote import rollback
 from pipelines.registry import Registry, Version
 from pipelines.split import Replay, Split
 from pipelines.tables import Tables
@@ -26,9 +27,9 @@ WARM = {"training": {"warm_start": True}}
 class Versions:
     """Registers versions that learned through a day, and crowns them."""
 
-    def __init__(self, registry: Registry) -> None:
-        self.registry = registry
-        registry.client.create_registered_model(registry.name)
+    def __init__(self, config: Recommender) -> None:
+        self.config, self.registry = config, Registry(config)
+        self.registry.client.create_registered_model(self.registry.name)
 
     def add(self, through: date, started_from: int | None = None, crown: bool = True) -> Version:
         tags = {"as_of": through.isoformat(), "trained_through": through.isoformat()}
@@ -38,7 +39,7 @@ class Versions:
         made = client.create_model_version(self.registry.name, "file:///nowhere", run.info.run_id)
         version = self.registry.version(int(made.version))
         if crown:
-            self.registry.crown(version)
+            rollback(self.config, "a test", to=version.number)
         return version
 
 
@@ -50,7 +51,7 @@ def config(tiny: Tiny, store: str, monkeypatch: pytest.MonkeyPatch, request: pyt
 
 @pytest.fixture
 def versions(config: Recommender) -> Versions:
-    return Versions(Registry(config))
+    return Versions(config)
 
 
 def split_of(config: Recommender, last: int) -> Split:
