@@ -115,4 +115,4 @@ def test_a_run_has_the_health_of_its_experts(played: Played) -> None:
     assert tables["knock_out"]["rise"]["segment"]["click"] == metrics["experts/knock_out/click/segment"]
     assert sum(tables["segment_rows"].values()) == played.nights[SECOND_NIGHT]["evaluate"]["tasks"]["click"]["rows"]
     pictures = {file.path for file in registry.client.list_artifacts(run_id, "pictures")}
-    assert {"pictures/knock_out.png", "pictures/expert_load_by_segment.png"} <= pictures
+    assert {"pictures/knock_out.png", "pictures/expert_load.png", "pictures/gate_weights_by_segment"} <= pictures
