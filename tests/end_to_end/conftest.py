@@ -20,3 +20,10 @@ def played(tmp_path_factory: pytest.TempPathFactory, project_root: Path) -> Iter
             first = call_step("run", "--config", path, "--as-of", FIRST_NIGHT.isoformat())
         second = call_step("run", "--config", path, "--as-of", SECOND_NIGHT.isoformat())
         yield Played(path, {FIRST_NIGHT: first, SECOND_NIGHT: second})
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The first test of this folder waits for both nights, minutes on a busy machine."""
+    for item in items:
+        if "played" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(400))
