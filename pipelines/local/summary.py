@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from pipelines.config import Recommender
@@ -30,7 +31,8 @@ def show_summary(config: Recommender, results: Results, layout: Layout) -> None:
     _console.print(_loads(evaluated))
     for day, result in sorted((day, result) for (step, day), result in results.items() if step == "promote"):
         _console.print(f"{day}: version {_text(result, 'version')}: {_text(result, 'decision')}", highlight=False)
-        _console.print(f"  [dim]{_text(result, 'reason')}", highlight=False)
+        for reason in _value(result, "reasons") or ():
+            _console.print(f"  [dim]{escape(reason)}", highlight=False)
     _console.print(f"[bold]Champion[/] version {_text(promoted, 'champion')}", highlight=False)
     _console.print(
         f"[bold]Scored[/] {_text(scored, 'users')} users, {_text(scored, 'rows')} rows, by version "
@@ -71,11 +73,12 @@ def _rows_read(results: Results) -> Table:
 
 
 def _quality(evaluated: Mapping[str, Any]) -> Table:
-    table = _table("AUC on the test day", "task", "popularity", "model", "best attainable", "of the way")
+    others = ("popularity", "shared_bottom", "dense", "boosting")
+    titles = ("task", *(name.replace("_", " ") for name in others), "model", "best attainable")
+    table = _table("AUC on the test day", *titles)
     for task in _value(evaluated, "tasks") or {}:
-        low, model, best = (_value(evaluated, "tasks", task, key) for key in ("popularity_auc", "auc", "best_auc"))
-        way = f"{(model - low) / (best - low):.0%}" if None not in (low, model, best) and best > low else _UNKNOWN
-        table.add_row(task, *(_text({"": auc}, "") for auc in (low, model, best)), way)
+        known = [*(f"{name}_auc" for name in others), "auc", "best_auc"]
+        table.add_row(task, *(_text(evaluated, "tasks", task, key) for key in known))
     return table
 
 

@@ -29,7 +29,8 @@ def test_the_demo_closes_most_of_the_way_to_the_best_attainable_auc(project_root
     path = _elsewhere(project_root / "configs" / "demo.yaml", tmp_path)
     click = call_step("run", "--config", path)["evaluate"]["tasks"]["click"]
     closed = (click["auc"] - click["popularity_auc"]) / (click["best_auc"] - click["popularity_auc"])
-    assert closed >= 0.8
+    assert closed >= 0.7
+    assert click["auc"] > max(click["shared_bottom_auc"], click["dense_auc"], click["boosting_auc"])
 
 
 def test_twelve_real_days(project_root: Path, shared_data: Path, tmp_path: Path, monkeypatch: Any) -> None:
