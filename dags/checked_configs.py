@@ -114,7 +114,12 @@ def _check(raw: Any, schema_path: Path) -> None:
         schemas.append(json.loads(schema_path.read_text(encoding="utf-8")))
     for schema in schemas:
         if problem := best_match(Draft202012Validator(schema).iter_errors(raw)):
-            raise ValueError(f"{problem.json_path.removeprefix('$').lstrip('.') or 'file'}: {problem.message}")
+            where = problem.json_path.removeprefix("$").lstrip(".") or "file"
+            if "://" in problem.message:  # a URL may have a password in it, and all who see Airflow see this
+                raise ValueError(
+                    f"{where}: is not what the schema asks for; any step of the CLI says what would be right"
+                )
+            raise ValueError(f"{where}: {problem.message}")
 
 
 def _time_zone(name: str) -> str:

@@ -8,7 +8,10 @@ from contextlib import suppress
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipelines.errors import TryAgainError
 from pipelines.promotions import ALIASES, Promotions, State
+
+_MISSING = "RESOURCE_DOES_NOT_EXIST"
 
 
 class Aliases:
@@ -18,11 +21,18 @@ class Aliases:
         self._client, self._model = client, model
 
     def known(self) -> dict[str, int]:
-        """All that are set, and the version that each means."""
-        with suppress(MlflowException):  # there is no such model yet
+        """All that are set, and the version that each means; none where there is no such model yet.
+
+        Raises:
+            TryAgainError: the tracking server does not answer.
+        """
+        try:
             aliases = self._client.get_registered_model(self._model).aliases
-            return {alias: int(number) for alias, number in aliases.items()}
-        return {}
+        except MlflowException as error:
+            if error.error_code != _MISSING:  # taken for nobody who serves, it would let anyone take over
+                raise TryAgainError(f"MLflow does not say who the champion of {self._model!r} is; try later") from error
+            return {}
+        return {alias: int(number) for alias, number in aliases.items()}
 
     def follow(self, promotions: Promotions) -> State:
         """Set and remove `champion`, `challenger` and `previous` as the record says, where there is one. Returns it."""

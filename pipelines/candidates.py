@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from pipelines import sql
 from pipelines.config import Recommender
 from pipelines.tables import Tables
+from recsys_moe.scoring import ForAll
 
 Positions = NDArray[np.int64]
 
@@ -60,9 +61,17 @@ class CandidateLists:
     def block(self, start: int, stop: int) -> Positions:
         """[stop - start, C] item positions of some users, -1 for what is left out."""
         listed = np.tile(self.items, (stop - start, 1))
-        first, last = np.searchsorted(self.seen_user, [start, stop])
-        listed[self.seen_user[first:last] - start, self.seen_candidate[first:last]] = -1
+        listed[self._seen(start, stop)] = -1
         return listed
+
+    def for_all(self) -> ForAll:
+        """The same without a matrix of users × items."""
+        return ForAll(self.items, self._seen)
+
+    def _seen(self, start: int, stop: int) -> tuple[Positions, Positions]:
+        """What users start to stop have seen: users [P], counted from `start`, and places in `items` [P]."""
+        first, last = np.searchsorted(self.seen_user, [start, stop])
+        return self.seen_user[first:last] - start, self.seen_candidate[first:last]
 
 
 def _items(

@@ -39,6 +39,8 @@ _OF_SEGMENTS = (*_COMPARED, "calibration", "rows", "positives")
 _HEALTH_ROWS = 200_000
 """Rows over which it is looked at what the experts do: the load of each is known to a tenth of a percent then."""
 _ROWS_AT_ONCE = 1 << 20
+_LONGEST = 100
+"""Characters of a segment's name in that of a metric; MLflow takes 250 for the whole."""
 _SHORT = {BEST: "best"}
 
 
@@ -185,8 +187,9 @@ def _of_lists(of: Measured) -> Measured:
 
 
 def _plain(segment: str) -> str:
-    """A segment's name with only what a metric's name may have."""
-    return re.sub(r"[^\w.\-: ]+", "_", segment)
+    """A segment's name with only what a metric's name may have: no path, and not too long."""
+    plain = re.sub(r"[^\w.\-: ]+", "_", segment)[:_LONGEST]
+    return plain if plain.strip(".") else plain.replace(".", "_") or "_"
 
 
 def _draw(run: Run, held_out: HeldOut, said: Scores, found: Evaluation, health: ExpertHealth) -> None:

@@ -46,6 +46,8 @@ def losing_to(config: Recommender, overall: Mapping[str, Mapping[str, Measured]]
     kind = next(other.kind for other in config.tasks if other.name == task)
     metric = metric_of(config.evaluation.gate.metric, kind)
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    if task not in overall[MODEL]:  # the YAML has it, and the version was trained before that
+        return []
     ours = sign * overall[MODEL][task][metric]
     baselines = [name for name in overall if name not in (MODEL, CHAMPION, BEST)]
     return [name for name in baselines if sign * overall[name][task][metric] > ours]
@@ -60,7 +62,7 @@ def plain(value: Any) -> Any:
 
 def _add_conditional(found: Evaluation, held_out: HeldOut, scores: Scores) -> None:
     for task in held_out.config.tasks:
-        if task.given is not None:
+        if task.given is not None and {task.name, task.given} <= scores.keys():
             found["overall"][MODEL][task.name]["conditional_auc"] = held_out.conditional_auc(task.name, scores)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.config.steps import Gate, GateMetric
-from recsys_moe.user_draws import UserDraws, over_draws
+from recsys_moe.user_draws import FEWEST_USERS, UserDraws, over_draws
 
 Floats = NDArray[np.floating[Any]]
 Mode = Literal["refresh", "challenge"]
@@ -121,8 +121,8 @@ class Comparison:
     """Two models on the same rows.
 
     Attributes:
-        guards: metrics and segments in which the challenger must not be certainly worse.
-        reported: segments with too little to judge by.
+        guards: other metrics, and segments, in which the challenger must not be certainly worse.
+        reported: those with too little to judge by.
         calibration: the challenger's, by task, where there is enough to judge by.
     """
 
@@ -147,14 +147,16 @@ def compare(gate: Gate, task: str, rows: PairedRows) -> Comparison:
     """
     draws = UserDraws.of(rows.users, gate.draws, gate.seed)
     main = _Contest.of(draws, rows, task, gate.metric)
-    enough = main.support(None) >= gate.min_positives
+    enough = main.is_enough(None, gate.min_positives)
     primary = main.compared(OVERALL, None, "primary" if enough else "reported", gate.delta)
     guards, small = list[Difference](), list[Difference]()
     for guard in gate.guards:
         other = _Contest.of(draws, rows, guard.task, guard.metric)
-        guards.append(other.compared(OVERALL, None, "guard", gate.delta if guard.delta is None else guard.delta))
+        enough, delta = other.is_enough(None, gate.min_positives), gate.delta if guard.delta is None else guard.delta
+        found = other.compared(OVERALL, None, "guard" if enough else "reported", delta)
+        (guards if enough else small).append(found)
     for segment, inside in _guarded(gate, rows):
-        enough = main.support(inside) >= gate.min_positives
+        enough = main.is_enough(inside, gate.min_positives)
         found = main.compared(segment, inside, "guard" if enough else "reported", gate.delta)
         (guards if enough else small).append(found)
     return Comparison(primary, _adjusted(guards), tuple(small), _calibrations(gate, task, rows))
@@ -180,6 +182,11 @@ def judge(
     ]
     failed = tuple(sentence for passed, sentence in checks if not passed)
     return Verdict(not failed, mode, failed or tuple(sentence for _, sentence in checks), found.table)
+
+
+def support(rows: int, positives: int | None) -> int:
+    """How much there is to judge by: rows of a regression, else positives or negatives, whichever are fewer."""
+    return rows if positives is None else min(positives, rows - positives)
 
 
 def metric_of(metric: GateMetric | None, kind: str) -> GateMetric:
@@ -215,11 +222,13 @@ class _Contest:
         champion, challenger = (np.argsort(said, kind="stable") for said in (rows.champion, rows.challenger))
         return cls(draws, rows, rows.known, task, metric, (champion, challenger) if metric == "auc" else None)
 
-    def support(self, inside: NDArray[np.bool_] | None) -> int:
-        """How much there is to judge by: rows of a regression, else positives or negatives, whichever are fewer."""
-        labels = self.rows.labels[self._where(inside)]
-        positives = int((labels > 0.5).sum())
-        return len(labels) if self.rows.kind == "regression" else min(positives, len(labels) - positives)
+    def is_enough(self, inside: NDArray[np.bool_] | None, fewest: int) -> bool:
+        """Whether there is enough to judge by: users to draw from, and `fewest` rows of a regression, else positives
+        and negatives."""
+        where = self._where(inside)
+        labels = self.rows.labels[where]
+        positives = int((labels > 0.5).sum()) if self.rows.kind == "binary" else None
+        return support(len(labels), positives) >= fewest and len(np.unique(self.draws.user[where])) >= FEWEST_USERS
 
     def compared(
         self,
@@ -312,7 +321,10 @@ def _primary_check(gate: Gate, primary: Difference, mode: Mode, champion: str) -
     line, words = primary.line, _in_words(primary.line, champion)
     if line.role == "reported":
         of = "rows" if line.positives is None else "positives and as many negatives"
-        return False, f"{line.metric} cannot be judged: gate.min_positives wants {gate.min_positives} {of}; {words}"
+        wanted = f"gate.min_positives wants {gate.min_positives} {of}"
+        if support(line.rows, line.positives) >= gate.min_positives:
+            wanted = f"the rows are of fewer than {FEWEST_USERS} users, who say nothing of others"
+        return False, f"{line.metric} cannot be judged: {wanted}; {words}"
     if mode == "challenge":
         return primary.gain_low > 0, f"{words}; a challenger must be certainly better"
     return primary.gain_low > -gate.delta, f"{words}; a refresh may lose less than {gate.delta:g}, certainly"

@@ -16,14 +16,12 @@ from numpy.typing import NDArray
 
 from pipelines.held_out import HeldOut, users_within
 from pipelines.predictions import Groups, Kind, Scores
-from recsys_moe.user_draws import UserDraws, over_draws
+from recsys_moe.user_draws import FEWEST_USERS, UserDraws, over_draws
 
 MOST_ROWS = 200_000
 DRAWS = 1000
 LARGEST = 20
 """Segments that get intervals: those of most rows."""
-FEWEST_USERS = 10
-"""With fewer there is no interval: the draws of one user's rows are all the same, and would look certain."""
 OVERALL = "overall"
 
 _METRICS: Mapping[Kind, Sequence[str]] = {"binary": ("auc", "gauc"), "regression": ("rmse",)}

@@ -99,6 +99,8 @@ class Asked:
         day, key = split.days_of("test")[-1], config.columns
         done = pa.concat_tables(replace(split, days=(day,)).rows(tables, "test", columns=_columns(config)))
         liked = {task.name: _liked(done, task.name) for task in config.tasks if task.kind == "binary"}
+        if not liked:
+            raise UserError("no task is a yes or no, so nobody can be said to have liked anything")
         who = pa.concat_tables(liked.values()).column(key.user)
         moment = next(iter(moments(config, day - timedelta(days=1)).values()))
         with sql.connect(key.timezone) as connection:

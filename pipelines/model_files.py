@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pyarrow as pa
+from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import AnyType
@@ -62,9 +63,16 @@ def checkpoint_of(name: str, number: int, wanted: str | None) -> Path:
     """A local folder with a version's checkpoint, which must have the digest `wanted` where that is known.
 
     Raises:
-        UserError: it has another.
+        UserError: it has another, or its files are gone.
     """
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{number}")) / "artifacts" / "checkpoint"
+    try:
+        folder = Path(mlflow.artifacts.download_artifacts(f"models:/{name}/{number}")) / "artifacts" / "checkpoint"
+    except (MlflowException, OSError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"the files of version {number} of {name!r} cannot be read ({reason}); restore the artifact store, or put "
+            "another version in its place with `recsys-moe rollback --to`"
+        ) from None
     if wanted is not None and (found := digest(folder)) != wanted:
         raise UserError(
             f"{folder}: is not the checkpoint that was registered as version {number} (SHA-256 of {LIST} is "

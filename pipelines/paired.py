@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -21,6 +22,8 @@ from recsys_moe.checkpoint import Ranker
 from recsys_moe.encoding import Loader
 from recsys_moe.errors import OldFormatError, UserError
 from recsys_moe.routing import routing_report
+
+log = logging.getLogger(__name__)
 
 _HEALTH_ROWS, _BATCH_ROWS = 50_000, 8192
 
@@ -93,6 +96,12 @@ class Pair:
         """
         said = [self._said_by(one) for one in (self.champion, self.challenger)]
         segments, labels = self.held_out.segments(self.challenger.ranker), self.held_out.labels
+        wanted = self.held_out.config.evaluation.gate.segments
+        if unknown := [name for name in wanted if name not in segments.names] if wanted != "all" else []:
+            log.warning(
+                "evaluation.gate.segments: %s is no segment of version %d, so it is not guarded; there is %s",
+                *(", ".join(map(repr, unknown)), self.challenger.version.number, ", ".join(map(repr, segments.names))),
+            )
         tasks = {
             name: TaskRows(
                 self.held_out.kind(name), labels[name][self.kept], said[0][name][self.kept], said[1][name][self.kept]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from datetime import date
-from typing import Any
+from typing import Any, cast
 
 from pipelines import run_page
 from pipelines.config import Recommender
@@ -41,7 +41,9 @@ def promote(config: Recommender, as_of: date, dry_run: bool = False) -> dict[str
     verdict = _verdict(config, registry, version, champion, seen)
     serving = version if verdict.promoted else champion
     assert serving is not None
-    if not dry_run and champion != version:
+    if not dry_run and champion == version:
+        _complete(registry, version)
+    elif not dry_run:
         _record(registry, version, champion, verdict, seen)
     log.info("version %d: %s", version.number, "; ".join(verdict.reasons))
     return {
@@ -146,8 +148,22 @@ def _record(registry: Registry, version: Version, champion: Version | None, verd
     outcome: Outcome = "promoted" if verdict.promoted else "kept out"
     number = champion.number if champion else None
     _add(registry, version, number, outcome, verdict, seen)
-    registry.describe(version, {"decision": outcome, "decision_reason": "; ".join(verdict.reasons)[:4000]})
-    registry.open_run(version.run_id).table({"champion": number, **_plain(verdict)}, "decision.json")
+    _tell(registry, version, number, outcome, verdict)
+
+
+def _complete(registry: Registry, version: Version) -> None:
+    """Tell of a promotion that was killed right after it was recorded; its table is not known any more."""
+    made = registry.promotions.state().serving
+    if made is None or (made.version, made.decision) != (version.number, "promoted"):
+        return
+    if registry.open_run(version.run_id).read("decision.json") is None:
+        verdict = Verdict(True, cast(Mode | None, made.mode), made.reasons)
+        _tell(registry, version, made.champion, made.decision, verdict)
+
+
+def _tell(registry: Registry, version: Version, champion: int | None, outcome: Outcome, verdict: Verdict) -> None:
+    """What the run and the version show of a decision."""
+    registry.open_run(version.run_id).table({"champion": champion, **_plain(verdict)}, "decision.json")
     run_page.refresh(registry, version)
 
 

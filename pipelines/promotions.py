@@ -150,7 +150,7 @@ class Promotions:
     def add(self, entry: Entry, seen: State) -> Entry:
         """Add a decision that was made on the record as it was `seen`. Returns it as it was added.
 
-        The last decision made again, such as by a step that is repeated, is not added twice.
+        A version that was kept out and is again, such as by a step that is repeated, is not added twice.
 
         Raises:
             TryAgainError: another version became the champion since.
@@ -174,6 +174,8 @@ class Promotions:
 
 
 def _is_repeated(entry: Entry, now: State) -> bool:
+    if entry.moves:  # the same move again, after another one, moves again
+        return False
     last = next((known for known in reversed(now.entries) if known.version == entry.version), None)
     return last is not None and (last.decision, last.champion, last.reasons) == (
         entry.decision,

@@ -28,6 +28,7 @@ from pipelines.model_files import DIGEST, checkpoint_of, log_model
 from pipelines.promotions import CHAMPION, Promotions
 from pipelines.runs import Run
 from pipelines.tables import Tables
+from pipelines.tracking import in_a_line, without_login
 from recsys_moe.digests import digest
 from recsys_moe.errors import UserError
 
@@ -112,11 +113,16 @@ class Registry:
             try:
                 self.experiment_id = self._experiment(config)
             except MlflowException as error:
-                raise UserError(f"MLflow at {self.uri}: {str(error).splitlines()[0]}") from None
+                raise UserError(f"MLflow at {without_login(self.uri)}: {in_a_line(error, self.uri)}") from None
 
     def _experiment(self, config: Recommender) -> str:
         found = self.client.get_experiment_by_name(self.name)
         if found is not None:
+            if found.lifecycle_stage != "active":
+                raise UserError(
+                    f"MLflow at {without_login(self.uri)}: the experiment {self.name!r} was deleted; restore it with "
+                    f"`mlflow experiments restore --experiment-id {found.experiment_id}`"
+                )
             return str(found.experiment_id)
         # A server chooses the place itself; without one, pictures and models lie beside the database.
         place = None if self.uri.startswith("http") else (_local_store(config) / "artifacts").as_uri()
@@ -252,9 +258,11 @@ class Registry:
         try:
             found = self.client.get_model_version(self.name, str(number))
         except MlflowException:
-            raise UserError(f"--model-version: the registered model {self.name!r} has no version {number}") from None
-        run_id = str(found.run_id)
-        tags = self.client.get_run(run_id).data.tags
+            raise UserError(f"the registered model {self.name!r} has no version {number}") from None
+        run_id = str(found.run_id or "")
+        tags = self.client.get_run(run_id).data.tags if run_id else {}
+        if not {"as_of", "trained_through"} <= tags.keys():
+            raise UserError(f"version {number} of the registered model {self.name!r} is of no training of this project")
         as_of, through = date.fromisoformat(tags["as_of"]), date.fromisoformat(tags["trained_through"])
         return Version(number, run_id, as_of, through)
 
@@ -269,7 +277,8 @@ class Registry:
         """All runs that are not deleted, and those of registered models in any case; oldest first."""
         made: dict[str, list[int]] = {}
         for version in self.client.search_model_versions(f"name = '{self.name}'"):
-            made.setdefault(str(version.run_id), []).append(int(version.version))
+            if version.run_id:  # else a person has registered it
+                made.setdefault(str(version.run_id), []).append(int(version.version))
         runs = [self.client.get_run(run_id) for run_id in dict.fromkeys([*self._kept_runs(), *made])]
         runs.sort(key=lambda run: int(run.info.start_time))
         aliases = self._aliases()
@@ -307,7 +316,8 @@ class Registry:
                 return version
         raise UserError(
             f"{self.promotions}: the champion is version {serving.version} of run {serving.run_id}, which MLflow at "
-            f"{self.uri} does not have; use the MLflow that has it, or `recsys-moe rollback --to` a version of this one"
+            f"{without_login(self.uri)} does not have; use the MLflow that has it, or `recsys-moe rollback --to` a "
+            "version of this one"
         )
 
     def in_vocabulary(self, number: int, is_wanted: Callable[[str], bool], value: str) -> bool | None:
@@ -357,7 +367,8 @@ def _finished(client: MlflowClient, uri: str, run_id: str) -> mlflow.entities.Ru
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
-        raise UserError(f"{run_id}: MLflow at {uri} has no such run ({str(error).splitlines()[0]})") from None
+        where = without_login(uri)
+        raise UserError(f"{run_id}: MLflow at {where} has no such run ({in_a_line(error, uri)})") from None
     if run.info.status != "FINISHED":
         raise UserError(f"{run_id}: did not finish (it is {run.info.status}); name a run that did")
     return run

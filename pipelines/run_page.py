@@ -122,7 +122,7 @@ class Page:
 
     def _headline(self) -> str:
         """The verdict and why, in one line."""
-        if self.evaluation is None:
+        if self.decision is None and self.evaluation is None:
             return f"**Trained** for {self.version.as_of}; not evaluated yet: `recsys-moe evaluate` is the next step."
         if self.decision is None:
             return f"**Evaluated** for {self.version.as_of}; whether it takes over, `recsys-moe promote` decides."

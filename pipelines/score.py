@@ -76,7 +76,7 @@ def _score_moment(config: Recommender, tables: Tables, ranker: Ranker, moment: M
     names, sources = ranker.encoder.segment_of(users)
     weights = [config.score_weights.get(task.name, 0.0) for task in ranker.config.tasks]
     with Progress(f"score {moment.name}", users.num_rows, "users") as progress:
-        blocks = score_top_n(ranker, users, items, candidates.block, weights, config.scoring.top_n)
+        blocks = score_top_n(ranker, users, items, candidates.for_all(), weights, config.scoring.top_n)
         for best in blocks:
             progress.advance(len(np.unique(best.user)))
             yield _rows(config, ranker, moment.name, best, user_ids, item_ids, names, sources)

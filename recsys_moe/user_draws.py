@@ -17,6 +17,8 @@ from recsys_moe.metrics import SMALLEST, ranks_within
 Floats = NDArray[np.floating[Any]]
 Mask = NDArray[np.bool_]
 
+FEWEST_USERS = 10
+"""With fewer there is no interval: the draws of one user's rows are all the same, and would look certain."""
 _DRAWS_AT_ONCE = 64
 _USERS_AT_ONCE = 4096
 _STEPS_AT_ONCE = 32

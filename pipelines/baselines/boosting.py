@@ -21,6 +21,7 @@ from recsys_moe.config import Task
 from recsys_moe.encoding import Encoder
 from recsys_moe.encoding.columns import as_numbers, block_of
 from recsys_moe.encoding.fitting import numeric_features, sparse_features
+from recsys_moe.errors import UserError
 
 TREES, LEAVES, LEARNING_RATE = 100, 31, 0.1
 """At most so many trees: fewer where a tenth of the rows, held out, is predicted no better."""
@@ -63,12 +64,12 @@ def _bounds(values: NDArray[np.float32]) -> NDArray[np.float32]:
     distinct = np.unique(values)
     if len(distinct) > MOST_NAMES:
         distinct = np.unique(np.quantile(values, np.linspace(0, 1, MOST_NAMES), method="lower"))
-    return distinct[1:]
+    return ((distinct[1:] + distinct[:-1]) / 2).astype(np.float32)  # what lies between falls to the nearer one
 
 
 @dataclass(frozen=True)
 class Boosting:
-    """Trees for each task; a number where there was only one label to learn from.
+    """Trees for each task; a number, the mean, where all labels but one at most are the same.
 
     Attributes:
         encoder: numbers the names, and tells which features have few enough of them.
@@ -84,8 +85,16 @@ class Boosting:
 
     @classmethod
     def of(cls, sample: Sample) -> Self:
-        """Fit trees to a sample."""
+        """Fit trees to a sample.
+
+        Raises:
+            UserError: there is no feature that they can read.
+        """
         raw = _inputs(sample.encoder, sample.learned)
+        if not raw.shape[1]:
+            raise UserError(
+                f"no feature is a number, has {MOST_NAMES} values or fewer, or lists {MOST_IN_LISTS} at most"
+            )
         bins = Bins.of(raw)
         inputs, trees = bins(raw), {}
         for task in sample.tasks:
@@ -101,9 +110,11 @@ class Boosting:
 
 
 def _fitted(task: Task, inputs: NDArray[np.float32], labels: Floats, weights: Floats) -> _Trees | float:
-    if len(np.unique(labels)) < 2:
-        return float(labels[0]) if len(labels) else 0.0
-    kind = HistGradientBoostingRegressor if task.kind == "regression" else HistGradientBoostingClassifier
+    counts = np.unique(labels, return_counts=True)[1]
+    is_value = task.kind == "regression"
+    if len(counts) < 2 or (not is_value and counts.min() < 2):  # the rows held out need one of each answer, too
+        return float(np.average(labels, weights=weights)) if len(labels) else 0.0
+    kind = HistGradientBoostingRegressor if is_value else HistGradientBoostingClassifier
     trees = kind(
         max_iter=TREES,
         max_leaf_nodes=LEAVES,

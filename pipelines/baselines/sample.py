@@ -125,7 +125,9 @@ def _bins_to_take(config: Recommender, tables: Tables, split: Split) -> int:
     through = np.cumsum(rows)
     bins = int(np.searchsorted(through, most, side="right"))
     if not bins or not through[bins - 1]:
-        first = int(through[through > 0].min(initial=0))
+        if not through[-1]:
+            raise UserError("evaluation.baselines: there are no rows to learn from; name no models")
+        first = int(through[np.argmax(through > 0)])
         raise UserError(
             f"evaluation.baselines.max_rows: {most} rows are fewer than the {first} of a single user; "
             "raise it, or name no models"

@@ -63,6 +63,13 @@ class RedisExport(Frozen):
     columns: Annotated[tuple[Column, ...], Field(min_length=1)] = ("item_id", "score")
     expire_days: PositiveInt = 7
 
+    @field_validator("columns")
+    @classmethod
+    def _each_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"{list(value)} names a column twice")
+        return value
+
 
 class PostgresExport(Frozen):
     """A table with a partition for each day of the last `expire_days`, and a view `…_newest` of the newest of them."""

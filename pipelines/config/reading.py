@@ -104,7 +104,7 @@ def _first_problem(error: ValidationError) -> str:
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         message = f"unknown key{_did_you_mean(problem['loc'])}"
-    elif problem["type"] not in ("value_error", "missing"):
+    elif problem["type"] not in ("value_error", "missing") and "://" not in str(problem["input"]):  # may be a secret
         message += f", not {problem['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{where}: {message}{more}" if where else f"{message}{more}"

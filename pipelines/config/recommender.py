@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_
 
 from pipelines.config.contract import Contract, Leaks, Retention, Sampling
 from pipelines.config.data import Columns, Features, TaskSource, history_feature, last_seen_feature
-from pipelines.config.exports import Export
+from pipelines.config.exports import Export, FileExport, RedisExport
 from pipelines.config.monitoring import Monitoring
 from pipelines.config.segments import WrittenSegments
 from pipelines.config.sources import Name, Sources
@@ -250,6 +250,11 @@ def _check_lists(config: Recommender) -> None:
 def _check_exports(config: Recommender) -> None:
     if doubled := _doubled([target.name for target in config.exports]):
         raise ValueError(f"exports: two targets share the name {doubled[0]!r}")
+    servers = [target for target in config.exports if isinstance(target, RedisExport)]
+    if doubled := _doubled([f"{target.prefix or config.name}: at {target.connection}" for target in servers]):
+        raise ValueError(f"exports: two targets write {doubled[0]}; give each a prefix of its own")
+    if doubled := _doubled([target.path for target in config.exports if isinstance(target, FileExport)]):
+        raise ValueError(f"exports: two targets write {doubled[0]!r}")
 
 
 def _check_columns(config: Recommender) -> None:

@@ -13,6 +13,9 @@ from recsys_moe.errors import UserError
 
 log = logging.getLogger(__name__)
 
+_EXTRAS = {"psycopg": "postgresql", "redis": "redis"}
+"""Drivers that are not installed with the rest, and what of `recsys-moe[…]` has them."""
+
 
 def export(config: Recommender, ds: date, to: str | None = None) -> dict[str, Any]:
     """Bring the scores of day `ds` to the targets of the YAML's `exports`, or to the one that is called `to`.
@@ -60,13 +63,19 @@ def _bring(config: Recommender, target: Export, day: DayLists) -> str:
     if isinstance(target, FileExport):
         return _write(config, target, day)
     # A server's driver is imported where there is such a server.
-    if isinstance(target, PostgresExport):
-        from pipelines.export import postgres
+    try:
+        if isinstance(target, PostgresExport):
+            from pipelines.export import postgres
 
-        return postgres.load(target, day)
-    from pipelines.export import redis_store
+            return postgres.load(target, day)
+        from pipelines.export import redis_store
 
-    return redis_store.load(target, target.prefix or config.name, day)
+        return redis_store.load(target, target.prefix or config.name, day)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRAS:
+            raise
+        extra = f"install it with the extra {_EXTRAS[error.name]!r}"
+        raise UserError(f"exports.{target.name}: the package {error.name} is not installed; {extra}") from None
 
 
 def _write(config: Recommender, target: FileExport, day: DayLists) -> str:

@@ -21,10 +21,13 @@ def url_of(target: RedisExport | PostgresExport, *schemes: str) -> str:
     try:
         parts = urlsplit(url)
         good = parts.scheme in schemes and parts.port != 0  # a port that is no number raises
+        # The driver of PostgreSQL would take what follows the first @ for the host, and say it.
+        good = good and not (isinstance(target, PostgresExport) and parts.netloc.count("@") > 1)
     except ValueError:
         good = False
     if not good:
-        raise UserError(f"{title(target)}: ${target.connection} is no URL such as {schemes[0]}://user:password@host")
+        form = f"{schemes[0]}://user:password@host (an @ in the password is written %40)"
+        raise UserError(f"{title(target)}: ${target.connection} is no URL such as {form}")
     return url
 
 
@@ -35,8 +38,9 @@ def title(target: RedisExport | PostgresExport) -> str:
 
 def in_a_line(error: BaseException | str, url: str) -> str:
     """What went wrong, without the URL's password."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    password = urlsplit(url).password
-    for secret in (password, unquote(password)) if password else ():
-        text = text.replace(secret, "***")
+    text, parts = " ".join(str(error).split()) or type(error).__name__, urlsplit(url)
+    options = (option.partition("=") for option in parts.query.split("&"))
+    for password in (parts.password, *(value for name, _, value in options if name.endswith("password"))):
+        for secret in (password, unquote(password)) if password else ():
+            text = text.replace(secret, "***")
     return text

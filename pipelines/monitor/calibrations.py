@@ -71,9 +71,13 @@ def of_today(config: Recommender, said: Said) -> Iterator[Check]:
 def of_served(config: Recommender, tables: Tables, as_of: date) -> Iterator[Check]:
     """The same of the scores that served a day: each shown pair of user and item that had one.
 
-    A task's day is the newest whose labels are known on `as_of`: that day itself, unless labels take days.
+    A task's day is the newest whose labels are known on `as_of`: that day itself, unless labels take days. Left out are
+    tasks that no published score is of.
     """
+    published = tables.dataset("scores").schema.names if tables.exists("scores") else []
     for task in config.tasks:
+        if f"score_{task.name}" not in published:
+            continue
         day = as_of - timedelta(days=labels.delay_days(config, task))
         if day in tables.days("examples") and day - timedelta(days=1) in tables.days("scores"):
             rows = shown(config, tables, day, task)
@@ -104,16 +108,17 @@ def shown(config: Recommender, tables: Tables, day: date, task: TaskSource) -> p
     With several contexts, a row is of that one whose columns it has, of those in which they differ.
     """
     user, item = sql.name(config.columns.user), sql.name(config.columns.item)
+    said = f"s.{sql.name(f'score_{task.name}')}"
     with sql.connect(spill=config.workspace / "scratch") as connection:
         sql.view(connection, "examples", tables.dataset("examples"), pc.field("ds") == day)
         sql.view(connection, "scores", tables.dataset("scores"), pc.field("ds") == day - timedelta(days=1))
         return sql.fetch(
             connection,
-            f"SELECT CAST(s.{sql.name(f'score_{task.name}')} AS DOUBLE) AS said, s.segment, "
+            f"SELECT CAST({said} AS DOUBLE) AS said, s.segment, "
             f"{_happened(config, task)} AS happened FROM examples AS e JOIN scores AS s "
             f"ON CAST(e.{user} AS VARCHAR) = CAST(s.user_id AS VARCHAR) "
             f"AND CAST(e.{item} AS VARCHAR) = CAST(s.item_id AS VARCHAR) "
-            f"WHERE e.event_day = e.ds AND ({_in_context(config)})",
+            f"WHERE {said} IS NOT NULL AND e.event_day = e.ds AND ({_in_context(config)})",
         )
 
 

@@ -57,8 +57,6 @@ def _experiment(config: Recommender, registry: Registry) -> str:
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)
-    place = client.get_experiment(registry.experiment_id).artifact_location
-    made = str(client.create_experiment(name, artifact_location=None if registry.uri.startswith("http") else place))
     metrics = [f"monitor/calibration/{task.name}" for task in config.tasks]
     metrics += ["monitor/drift_worst", "monitor/score_drift_worst", "monitor/volume/rows"]
     tags = {
@@ -67,9 +65,9 @@ def _experiment(config: Recommender, registry: Registry) -> str:
         "what was found, `report.html` shows it. Filter by `tags.verdict != 'ok'`.",
         saved_view.TAG: saved_view.monitored(_COLUMNS, metrics),
     }
-    for key, value in tags.items():
-        client.set_experiment_tag(made, key, value)
-    return made
+    beside = client.get_experiment(registry.experiment_id).artifact_location
+    place = None if registry.uri.startswith("http") else beside
+    return str(client.create_experiment(name, artifact_location=place, tags=tags))
 
 
 def _tags(seen: Seen) -> dict[str, str]:

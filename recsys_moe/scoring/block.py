@@ -56,6 +56,7 @@ class Block:
         # By column, as neighbours then have items that are the same or near: their parts are in the cache.
         column, user = tile.valid.t().nonzero(as_tuple=True)
         item = tile.item.t()[column, user]
+        assert not len(item) or (item.min() >= 0 and item.max() < self.items.num_rows), "a candidate is no item"
         out = torch.zeros(*tile.item.shape, len(self.ranker.config.tasks))
         for some, pairs in self._held(torch.stack([user, item], 1)):
             logits = self.logits(pairs.to(self.device))
@@ -66,6 +67,8 @@ class Block:
     def _held(self, pairs: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
         """Which of the pairs [P, 2] have their items in the table now, and their rows there, until all had."""
         item = pairs[:, 1]
+        if not len(item):
+            return
         if self.holds_all:
             yield slice(None), pairs
             return

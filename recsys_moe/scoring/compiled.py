@@ -1,4 +1,5 @@
-"""The functions of `steps` for the CPU, compiled by Numba when they are first called and kept on disk.
+"""The functions of `steps` for the CPU, compiled by Numba when they are first called and kept on disk
+where there is a place.
 
 Each makes one pass where torch's operations make several. The compiled code needs nothing of the user: Numba brings
 its compiler along.
@@ -61,7 +62,10 @@ def mix(outputs: Tensor, place: Tensor, weights: Tensor) -> Tensor:
 
 
 def _compiled(function: Any) -> Any:
-    return numba.njit(function, cache=True, nogil=True, error_model="numpy")
+    try:
+        return numba.njit(function, cache=True, nogil=True, error_model="numpy")
+    except RuntimeError:  # no folder that can be written to
+        return numba.njit(function, nogil=True, error_model="numpy")
 
 
 @_compiled

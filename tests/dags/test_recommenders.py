@@ -273,3 +273,16 @@ def test_a_broken_yaml_shows_as_an_import_error_of_its_own(broken: dict[str, Any
         line for line in broken["errors"]["broken_recommenders.py"].splitlines() if f" {file}.yaml: " in line
     )
     assert words in message
+
+
+def test_a_url_in_a_yaml_is_not_shown(project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(project_root / "dags")
+    from checked_configs import read_all
+
+    wrong = "exports: [{name: store, kind: redis, connection: 'redis://:secret@host'}]\n"
+    (tmp_path / "shop.yaml").write_text(GOOD.format(name="shop", score="after_train") + wrong, encoding="utf-8")
+    schema = {"properties": {"exports": {"items": {"properties": {"connection": {"pattern": "^[A-Z_]+$"}}}}}}
+    (tmp_path / "schema.json").write_text(json.dumps(schema), encoding="utf-8")
+    found, (problem,) = read_all(tmp_path)
+    assert found == []
+    assert problem.startswith("shop.yaml: exports[0].connection: is not what the schema asks for")

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from pipelines.baselines import Baseline, Boosting, Network, Popularity, Sample, fitted
+from pipelines.baselines import Baseline, Boosting, Network, Popularity, Sample, boosting, fitted
 from pipelines.baselines.popularity import SMOOTHING
 from pipelines.catalog import model_config
 from pipelines.config import Recommender
@@ -153,7 +153,7 @@ def test_a_sample_has_whole_users_and_grows(taste: Taste) -> None:
 
 
 def test_a_sample_of_nobody_is_refused(taste: Taste) -> None:
-    with pytest.raises(UserError, match=r"^evaluation\.baselines\.max_rows: 2 rows are fewer than the \d+ of a"):
+    with pytest.raises(UserError, match=r"^evaluation\.baselines\.max_rows: 2 rows are fewer than the [1-9]\d* of a"):
         sample_of(taste(**SETTINGS, evaluation={"baselines": {"max_rows": 2}}), taste)
 
 
@@ -174,8 +174,8 @@ def test_a_task_with_one_answer_has_a_number_instead_of_trees(sample: Sample) ->
     never = pa.array(np.zeros(sample.train.num_rows, np.float32))
     at = sample.train.column_names.index("label_click")
     train = sample.train.set_column(at, "label_click", never)
-    boosting = Boosting.of(replace(sample, train=train, validation=train.slice(0, 0)))
-    assert (boosting.trees["click"], boosting.predict(train)["click"].max()) == (0.0, 0.0)
+    found = Boosting.of(replace(sample, train=train, validation=train.slice(0, 0)))
+    assert (found.trees["click"], found.predict(train)["click"].max()) == (0.0, 0.0)
 
 
 def test_a_regression_is_predicted_by_its_value(config: Recommender, taste: Taste) -> None:
@@ -235,3 +235,18 @@ def test_one_expert_as_small_as_ours_or_as_much_work(found: dict[str, Baseline],
     networks = [network for network in found.values() if isinstance(network, Network)]
     shared, dense = (multiplications(one.ranker.config, one.ranker.model.input_dim) for one in networks)
     assert shared < own <= dense < 1.2 * own
+
+
+def test_one_positive_among_many_rows_has_a_number_instead_of_trees() -> None:
+    labels = np.zeros(10_001)  # from so many rows on, the booster holds some of each answer out
+    labels[7] = 1.0
+    inputs = np.random.default_rng(0).normal(size=(len(labels), 2)).astype(np.float32)
+    assert boosting._fitted(Task(name="like"), inputs, labels, np.ones(len(labels))) == pytest.approx(1 / 10_001)
+    value = Task(name="price", kind="regression")
+    assert not isinstance(boosting._fitted(value, inputs[:50], labels[:50], np.ones(50)), float)
+
+
+def test_trees_without_a_feature_to_read_are_left_out(sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(boosting, "_inputs", lambda encoder, table: np.zeros((table.num_rows, 0), np.float32))
+    with pytest.raises(UserError, match="no feature is a number"):
+        Boosting.of(sample)

@@ -31,6 +31,9 @@ def test_a_path_is_relative_to_the_yaml_and_has_the_day(tiny: Callable[..., Reco
     ("targets", "message"),
     [
         ([FILE, STORE | {"name": "lake"}], "exports: two targets share the name 'lake'"),
+        ([FILE, FILE | {"name": "pond"}], "exports: two targets write '"),
+        ([STORE, STORE | {"name": "x", "prefix": "tiny"}], "exports: two targets write tiny: at "),
+        ([STORE | {"columns": ["item_id", "item_id"]}], "names a column twice"),
         ([FILE | {"path": "../out/all.parquet"}], "should have {ds} or {ds_nodash}, and nothing else in braces"),
         ([FILE | {"path": "../out/{ds}/{user}.parquet"}], "should have {ds} or {ds_nodash}"),
         ([FILE | {"path": "../../{ds}.parquet"}], "exports.0.path: '../../{ds}.parquet' leaves its root"),
@@ -46,6 +49,9 @@ def test_a_path_is_relative_to_the_yaml_and_has_the_day(tiny: Callable[..., Reco
         ([BASE | {"expire_days": 0}], "exports.0.postgres.expire_days"),
         ([{"name": "x", "kind": "mongo"}], "exports.0: Input tag 'mongo' found using 'kind' does not match"),
         (FILE, "exports: "),
+        (STORE | {"connection": "redis://:secret@host"}, "exports: "),
+        ([STORE | {"connection": "redis://:secret@host"}], "exports.0.redis.connection: should be the name"),
+        ([STORE | {"connection": "redis://:secret@host", "kind": "Redis"}], "exports.0: Input tag 'Redis' found"),
     ],
 )
 def test_what_is_wrong_is_told_by_its_place(tiny: Callable[..., Recommender], targets: Any, message: str) -> None:

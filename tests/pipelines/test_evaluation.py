@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pipelines import intervals
+from pipelines.evaluate import _plain
 from pipelines.evaluation import evaluation_of, losing_to, plain
 from pipelines.held_out import HeldOut
 from pipelines.predictions import Groups
-from recsys_moe.user_draws import UserDraws
+from recsys_moe.user_draws import FEWEST_USERS, UserDraws
 from tests.pipelines.conftest import Tiny
 from tests.pipelines.test_held_out import held_out_of, recommender
 
@@ -103,11 +105,11 @@ def test_only_the_largest_segments_have_intervals(held_out: HeldOut, monkeypatch
 
 
 def test_few_users_have_no_interval(held_out: HeldOut) -> None:
-    groups = Groups.of(["few", "others"], (held_out.users >= intervals.FEWEST_USERS - 1).astype(np.int32))
+    groups = Groups.of(["few", "others"], (held_out.users >= FEWEST_USERS - 1).astype(np.int32))
     models = {"model": says(held_out, 1.0), "champion": says(held_out, 2.0)}
     found = plain(evaluation_of(held_out, models, groups))
     few = found["by_segment"]["model"]["click"]["few"]
-    assert few["users"] == intervals.FEWEST_USERS - 1
+    assert few["users"] == FEWEST_USERS - 1
     assert (few["auc_low"], few["auc_high"]) == (None, None)
     difference = found["against_champion"]["click"]["few"]["auc"]
     assert difference["difference"] == few["auc"] - found["by_segment"]["champion"]["click"]["few"]["auc"]
@@ -138,3 +140,17 @@ def test_baselines_that_are_better_are_named(tiny: Tiny, gate: dict[str, str], l
         "dense": of(float("nan"), 0.4, 1.5),
     }
     assert losing_to(config, overall) == lost
+
+
+def test_a_task_that_the_version_does_not_have_is_left_out(held_out: HeldOut) -> None:
+    models = {"model": {"watched": says(held_out, 1.0)["watched"]}}
+    found = evaluation_of(held_out, models, halves(held_out))
+    assert [*found["overall"]["model"]] == ["watched"]
+    assert losing_to(held_out.config, found["overall"] | {"popularity": {"click": {"auc": 0.9}}}) == []
+
+
+@pytest.mark.parametrize("segment", ["", ".", "..", "a/b", "x" * 300])
+def test_any_segment_names_a_metric(segment: str) -> None:
+    name = f"test/click/normalised_entropy/{_plain(segment)}"
+    assert posixpath.normpath(name) == name
+    assert len(name) <= 250

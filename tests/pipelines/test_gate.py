@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipelines import paired
 from pipelines.config.steps import Gate, Guard
 from pipelines.gate import Comparison, Mode, PairedRows, TaskRows, Verdict, compare, judge
+from pipelines.held_out import Segments
 from recsys_moe import metrics
 
 Floats = NDArray[np.float64]
@@ -179,3 +183,50 @@ def test_one_class_alone_is_no_metric_and_no_reason_to_promote() -> None:
     found: Comparison = compare(Gate(min_positives=1), "click", of)
     assert np.isnan(found.primary.line.difference)
     assert not judge(Gate(), found, "refresh").promoted
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_few_users_judge_nothing(count: int) -> None:
+    of = replace(rows(GOOD, BETTER), users=USERS % count)
+    for mode in ("challenge", "refresh"):
+        kept = verdict(of, mode)
+        assert not kept.promoted
+        assert "click/auc cannot be judged: the rows are of fewer than 10 users" in kept.reasons[0]
+    assert verdict(replace(of, users=USERS % 100), "challenge").promoted
+
+
+def test_a_segment_of_few_users_is_reported_only() -> None:
+    of = uneven()
+    users = np.where(SEGMENTS == 1, -1, USERS)
+    line = {line.segment: line for line in verdict(replace(of, users=users), "challenge").table}["home"]
+    assert (line.role, line.verdict) == ("reported", "too few")
+    assert line.rows > 1000
+
+
+def test_a_guarded_metric_with_too_few_positives_is_reported_only() -> None:
+    few = np.zeros(len(USERS))
+    few[0] = 1.0
+    first = np.where(few == 1, 0.9, model(1.0))
+    like = TaskRows("binary", few, first, 1 - first)
+    found = verdict(rows(GOOD, BETTER, like=like), "challenge", guards=(Guard(task="like"),))
+    assert found.promoted
+    line = next(line for line in found.table if line.metric == "like/auc")
+    assert (line.role, line.verdict, line.positives) == ("reported", "too few", 1)
+
+
+def test_a_guarded_segment_that_the_version_does_not_know_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = Gate(task="click", segments=("home", "hone"))
+    held_out: Any = SimpleNamespace(
+        config=SimpleNamespace(primary_task="click", evaluation=SimpleNamespace(gate=gate)),
+        labels={"click": LABELS},
+        users=USERS,
+        segments=lambda ranker: Segments(NAMES, SEGMENTS.astype(np.int32)),
+        kind=lambda task: "binary",
+    )
+    one: Any = SimpleNamespace(ranker=None, version=SimpleNamespace(number=4))
+    monkeypatch.setattr(paired, "scores_of", lambda ranker, rows: {"click": GOOD})
+    found = paired.Pair(held_out, one, one, USERS < 300).rows()
+    assert len(found.users) == 3000
+    assert "'hone' is no segment of version 4, so it is not guarded; there is 'unknown', 'home'" in caplog.text

@@ -135,6 +135,10 @@ def test_lists_that_cannot_be_made_are_left_out(world: Tiny, caplog: pytest.LogC
     assert lists(config, tables, split, {"model": ranker}) == {}
     assert "lists are not measured: scoring.context: the model reads ['tab']" in caplog.text
 
+    config = world(tasks=[{"name": "click", "label": "clicked", "kind": "regression"}])
+    assert lists(config, tables, split, {"model": ranker}) == {}
+    assert "lists are not measured: no task is a yes or no" in caplog.text
+
     config = world(segments=None)
     features = (*ranker.config.features, Feature(name="gone", kind="numeric", side="user"))
     shape = ranker.config.model_copy(update={"features": features})

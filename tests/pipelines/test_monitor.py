@@ -169,6 +169,7 @@ def test_a_day_that_did_not_come_is_seen(days: Recommender) -> None:
 
 def test_without_a_champion_a_training_is_due(days: Recommender, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    monkeypatch.delattr("mlflow.MlflowClient.set_experiment_tag")  # the experiment is made with its tags, at once
     result = json.loads(json.dumps(monitor(days, date(2026, 1, 4)), allow_nan=False))
     assert (result["verdict"], result["retrain"]) == ("retrain", True)
     assert result["reasons"] == ["there is no champion yet"]
@@ -176,7 +177,10 @@ def test_without_a_champion_a_training_is_due(days: Recommender, store: str, mon
     assert again == result | {"run_id": again["run_id"]}
     client = Registry(days).client
     assert client.search_runs([Registry(days).experiment_id]) == []
-    (run,) = client.search_runs([client.get_experiment_by_name("tiny-monitoring").experiment_id])
+    experiment = client.get_experiment_by_name("tiny-monitoring")
+    assert experiment is not None
+    assert experiment.tags["mlflow.note.content"].startswith("A run a day")
+    (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.run_id == again["run_id"]  # in place of the first
     assert run.info.status == "FINISHED"
     assert (run.data.tags["step"], run.data.tags["retrain"]) == ("monitor", "true")
@@ -297,6 +301,17 @@ def test_scores_meet_what_became_of_them_the_next_day(config: Recommender) -> No
     (overall, of_segment) = (one for one in of_served(config, tables, DAY) if one.name == "click")
     assert (overall.rows, overall.value, of_segment.segment) == (2, 0.5, "b")
     assert list(of_served(config, tables, date(2026, 1, 4))) == []
+
+
+def test_a_task_that_no_published_score_is_of_is_left_out(config: Recommender) -> None:
+    """Also where scores of other days have it."""
+    tables = served(config, [{"user": "u1", "item": "i1", "label_click": 1.0, "label_like": 1.0}], [])
+    scores = pa.table({"context": ["default"], "segment": ["a"], "user_id": ["u1"], "item_id": ["i1"]})
+    day = date(2026, 1, 4)
+    tables.replace_day("scores", day, scores.append_column("score_click", pa.array([0.5])))
+    assert {one.name for one in of_served(config, tables, DAY)} == {"click"}
+    tables.replace_day("scores", day, scores.append_column("score_like", pa.array([0.5])))
+    assert {one.name for one in of_served(config, tables, DAY)} == {"like"}
 
 
 def test_a_row_meets_the_score_of_its_own_context(tiny: Tiny) -> None:

@@ -6,11 +6,14 @@ from datetime import date
 from typing import Any
 
 import pytest
+from mlflow.exceptions import MlflowException
 
 from pipelines import promote
 from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
 from pipelines.promotions import CHALLENGER, CHAMPION, PREVIOUS, Entry
 from pipelines.registry import Registry, Version
+from pipelines.runs import NOTE
 from recsys_moe.errors import UserError
 from tests.pipelines.conftest import Tiny
 
@@ -58,7 +61,7 @@ def test_the_first_version_is_promoted(candidates: Candidates) -> None:
     assert (result["champion"], result["reasons"]) == (1, ["there was no champion yet"])
     assert candidates.registry.champion() == version
     assert candidates.called() == {CHAMPION: 1}
-    assert candidates.registry.client.get_run(version.run_id).data.tags["decision"] == "promoted"
+    assert candidates.registry.client.get_run(version.run_id).data.tags["verdict"] == "promoted"
     again = promote.promote(candidates.config, version.as_of)
     assert (again["decision"], again["reasons"]) == ("kept", ["it is the champion already"])
     assert len(candidates.registry.promotions.state().entries) == 1
@@ -141,10 +144,53 @@ def test_a_rollback_puts_the_one_before_in_its_place_and_keeps_the_other_out(can
         (" ", None, "--reason: is empty"),
         ("why", None, "no champion of before to go back to"),
         ("why", 1, "version 1 is the champion already"),
-        ("why", 7, "has no version 7"),
+        ("why", 7, "^the registered model .* has no version 7"),
     ],
 )
 def test_a_rollback_that_cannot_be_is_told(candidates: Candidates, reason: str, to: int | None, message: str) -> None:
     candidates.promoted(1)
     with pytest.raises(UserError, match=message):
         promote.rollback(candidates.config, reason, to)
+
+
+def test_a_promotion_that_was_killed_before_its_run_was_told_is_told_when_run_again(candidates: Candidates) -> None:
+    version = candidates.promoted(1)
+    assert candidates.decide(version.as_of)["decision"] == "kept"
+    run = candidates.registry.open_run(version.run_id)
+    assert run.read("decision.json") is None  # it was a dry run
+    promote.promote(candidates.config, version.as_of)
+    decision = run.read("decision.json")
+    assert decision is not None
+    assert (decision["promoted"], decision["reasons"]) == (True, ["ok"])
+    assert run.facts().tags["verdict"] == "promoted"
+    assert run.facts().tags[NOTE].startswith("**Promoted**: ok.")
+    assert len(candidates.registry.promotions.state().entries) == 1
+
+
+def test_a_server_that_does_not_answer_has_not_no_champion(
+    candidates: Candidates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: object) -> None:
+        raise MlflowException("out of order")
+
+    version = candidates.add(1)
+    monkeypatch.setattr(candidates.registry.client, "get_registered_model", fails)
+    with pytest.raises(TryAgainError, match="does not say who the champion"):
+        candidates.registry.champion()
+    assert version.number == 1
+
+
+def test_versions_that_no_training_made_are_told_and_passed_over(candidates: Candidates) -> None:
+    candidates.promoted(1)
+    client, name = candidates.registry.client, candidates.config.name
+    run = client.create_run(candidates.registry.experiment_id)
+    for made in (client.create_model_version(name, "file:///nowhere", run_id) for run_id in (None, run.info.run_id)):
+        with pytest.raises(UserError, match=f"version {made.version} of .* is of no training"):
+            promote.rollback(candidates.config, "why", int(made.version))
+    assert {training.versions for training in candidates.registry.trainings()} == {(1,), (3,)}
+
+
+def test_files_of_a_version_that_are_gone_are_told(candidates: Candidates) -> None:
+    version = candidates.promoted(1)
+    with pytest.raises(UserError, match=r"the files of version 1 of .* cannot be read \(.*rollback --to"):
+        candidates.registry.checkpoint(version)

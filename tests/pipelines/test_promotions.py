@@ -216,3 +216,10 @@ def test_two_promotions_raced_fifty_times_leave_one_champion(
             assert registry.aliases.known()[CHAMPION] == state.champion
             assert registry.aliases.known().get(PREVIOUS) == state.aliases.get(PREVIOUS)
     assert lost > 10
+
+
+def test_the_same_move_made_again_moves_again(record: Promotions) -> None:
+    for made in (entry(1, None), entry(2, 1), *[entry(1, 2, "rolled back"), entry(2, 1, "rolled back")] * 2):
+        record.add(made, record.state())
+        assert record.state().champion == made.version
+    assert len(record.state().entries) == 6

@@ -10,6 +10,8 @@ import pytest
 
 from pipelines.config import Recommender
 from pipelines.registry import Registry, tracking_uri
+from pipelines.tracking import in_a_line, without_login
+from recsys_moe.errors import UserError
 
 
 def test_two_recommenders_in_one_process_each_have_their_own_store(
@@ -42,3 +44,25 @@ def test_there_is_no_champion_before_the_first_promotion(
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     assert Registry(tiny(name="never_promoted")).champion() is None
+
+
+def test_a_deleted_experiment_is_told(
+    tiny: Callable[..., Recommender], store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    registry = Registry(tiny(name="was_deleted"))
+    registry.client.delete_experiment(registry.experiment_id)
+    with pytest.raises(UserError, match="the experiment 'was_deleted' was deleted; restore it with"):
+        Registry(tiny(name="was_deleted"))
+
+
+def test_no_message_has_the_login_of_the_server(
+    tiny: Callable[..., Recommender], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s%40cret@127.0.0.1:1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(UserError, match=r"^MLflow at http://\*\*\*@127\.0\.0\.1:1: ") as told:
+        Registry(tiny())
+    assert not any(secret in str(told.value) for secret in ("cret", "me:"))
+    assert without_login("http://127.0.0.1:1") == "http://127.0.0.1:1"
+    assert in_a_line(OSError("no s@cret\nmore"), "http://me:s%40cret@127.0.0.1:1") == "no ***"

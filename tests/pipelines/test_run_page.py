@@ -153,3 +153,9 @@ def test_other_features_show_in_the_comparison(tiny: Tiny) -> None:
     other = features | {"categorical": [*features["categorical"][:-1], {"name": "liked_tab"}]}
     del other["history"]
     assert settings.compared(tiny(features=other))["features"] != before
+
+
+def test_a_decision_without_an_evaluation_is_the_headline() -> None:
+    page = page_of(decision={"promoted": True, "reasons": ["there was no champion yet"]})
+    assert page.markdown().startswith("**Promoted**: there was no champion yet.")
+    assert page.tags() == {"verdict": "promoted"}

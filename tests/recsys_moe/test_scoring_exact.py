@@ -168,6 +168,25 @@ def test_items_that_do_not_fit_are_made_again_and_tiles_are_small(
     assert whole(found, "rank").tolist() == whole(wanted, "rank").tolist()
 
 
+@pytest.mark.parametrize("fit", [True, False])
+def test_users_without_candidates_have_no_rows(encoder: Encoder, monkeypatch: pytest.MonkeyPatch, fit: bool) -> None:
+    ranker = random_ranker(encoder, {"preset": "segmented", "experts": {"hidden": (16, 8)}}, True, seed=1)
+    monkeypatch.setattr(block, "TABLE_BYTES", 2**29 if fit else 1)
+    lists = np.full((USERS.num_rows, 3), -1)
+    assert [len(found.user) for found in score_top_n(ranker, USERS, ITEMS, lists, WEIGHTS, 5, users_at_once=5)] == [
+        0
+    ] * 3
+    lists[7] = [4, -1, 2]
+    found = list(score_top_n(ranker, USERS, ITEMS, lists, WEIGHTS, 5, users_at_once=5))
+    assert (whole(found, "user").tolist(), sorted(whole(found, "item").tolist())) == ([7, 7], [2, 4])
+
+
+def test_a_candidate_that_is_no_item_is_not_read_beside_the_table(encoder: Encoder) -> None:
+    ranker = random_ranker(encoder, {"preset": "mixtral"}, False, seed=1)
+    with pytest.raises(AssertionError, match="a candidate is no item"):
+        list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(ITEMS.num_rows + 1)), WEIGHTS, 5))
+
+
 def test_gates_of_the_user_alone_choose_the_same_experts_for_all_items(encoder: Encoder) -> None:
     ranker = random_ranker(encoder, {"preset": "mixtral", "gates": {"input": "user"}}, True, seed=2)
     x, segment = sides(ranker)
@@ -195,6 +214,16 @@ def test_bf16_is_near(encoder: Encoder) -> None:
     ranker = random_ranker(encoder, {"preset": "segmented", "experts": {"hidden": (16, 8)}}, True, seed=4)
     exact, rounded = factorised(ranker), factorised(ranker, "bf16")
     assert 0 < (exact - rounded).abs().max() < 0.1 * exact.std()
+
+
+def test_without_a_folder_to_keep_it_in_compiled_code_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("numba")
+    from numba.core.caching import CacheImpl
+
+    from recsys_moe.scoring import compiled
+
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    assert compiled._compiled(lambda x: x + 1)(1) == 2
 
 
 def test_compiled_steps_are_those_of_torch(encoder: Encoder) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from datetime import date
 
 import psycopg
@@ -42,6 +43,8 @@ def told(config, name: str) -> UserError:
         ("base", "secret", MEND, "$TEST_POSTGRES_URL is no URL such as postgresql://user:password@host"),
         ("base", "postgresql+psycopg://u:secret@127.0.0.1:1/db", AGAIN, "refused"),
         ("base", "postgresql://u:secret@127.0.0.1:1/db?secret=1", MEND, "invalid"),
+        ("base", "postgresql://u:p@secret@127.0.0.1:1/db", MEND, "an @ in the password is written %40"),
+        ("base", "postgresql://u@127.0.0.1:1/db?password=secret%zz", MEND, "invalid percent-encoded token"),
     ],
 )
 def test_a_server_that_cannot_be_asked(scores, monkeypatch, name, url, kind, message) -> None:
@@ -52,6 +55,21 @@ def test_a_server_that_cannot_be_asked(scores, monkeypatch, name, url, kind, mes
             monkeypatch.setenv(variable, url)
     error = told(scores.config, name)
     assert (type(error), message in str(error)) == (kind, True), error
+
+
+def test_a_driver_that_is_not_there(scores, monkeypatch) -> None:
+    """The other targets have the day."""
+    scores.publish()
+    monkeypatch.setitem(sys.modules, "redis", None)
+    for loaded in [name for name in sys.modules if name.startswith("redis.")]:
+        monkeypatch.delitem(sys.modules, loaded)
+    monkeypatch.delitem(sys.modules, "pipelines.export.redis_store")
+    monkeypatch.delattr("pipelines.export.redis_store")
+    error = told(scores.config, "store")
+    assert (type(error), "the package redis is not installed; install it with the extra 'redis'" in str(error)) == (
+        MEND,
+        True,
+    )
 
 
 def test_redis_says_no(scores, store: redis.Redis, redis_for_all: str, monkeypatch) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 import pipelines.tables
 from pipelines.export.lists import DayLists
+from recsys_moe.errors import UserError
 
 DAY = date(2026, 1, 5)
 
@@ -32,6 +33,25 @@ def test_it_goes_on_after_any_list(scores, after: int) -> None:
     day = DayLists.of(scores.config.storage, DAY)
     rest = pa.concat_tables([day.schema.empty_table(), *day.parts("x", after)])
     assert rest.equals(rows.select(day.schema.names).slice(after))
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_a_task_may_be_of_other_days_alone(scores) -> None:
+    """One that was taken out of the YAML, or came later."""
+    scores.publish(date(2026, 1, 4))
+    rows = scores.publish(rows=scores.table().drop_columns(["score_click"]))
+    day = DayLists.of(scores.config.storage, DAY)
+    assert pa.concat_tables(day.parts("x")).equals(rows.select(day.schema.names))
+    assert rows.column("score_click").null_count == len(rows)
+
+
+@pytest.mark.parametrize(("column", "without"), [("score_click", 1), ("score", 1), ("score", 400)])
+def test_a_score_that_lacks_is_told(scores, column: str, without: int) -> None:
+    rows = scores.table()
+    values = pa.array([None] * without + [0.5] * (len(rows) - without), pa.float32())
+    scores.publish(rows=rows.set_column(rows.schema.get_field_index(column), column, values))
+    with pytest.raises(UserError, match=f"column '{column}' has a value that is no number"):
+        list(DayLists.of(scores.config.storage, DAY).parts("x"))
 
 
 def test_it_is_the_day_that_was_there_at_first(scores) -> None:
