@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 KEY = "trainings"
 TAG = f"mlflow.sharedViewState.{KEY}"
-_WIDE = {"tags.`loses_to`": 200, "tags.`champion_at_the_time`": 170, "params.`model.experts.routed`": 170}
-"""Columns that need more room than usual, in pixels."""
+_NAME = "attributes.`Run Name`"
+_WIDE = {_NAME: 250, "tags.`loses_to`": 160, "attributes.`Created`": 150, "attributes.`Models`": 150}
+"""Columns whose values are longer than their titles, in pixels."""
 
 
 def address(experiment_id: str) -> str:
@@ -50,6 +51,11 @@ def _view(name: str, columns: Sequence[str], order: str = "attributes.start_time
         "modelVersionFilter": "All Runs",
         "selectedColumns": list(columns),
         "columnOrder": list(columns),
-        "columnWidths": {column: width for column, width in _WIDE.items() if column in columns},
+        "columnWidths": {column: _width(column) for column in (_NAME, *columns)},
     }
     return json.dumps({"name": name, "createdAt": 0, "updatedAt": 0, "state": json.dumps(state)})
+
+
+def _width(column: str) -> int:
+    """Pixels in which a column's title is whole."""
+    return _WIDE.get(column, 45 + 8 * len(column.split("`")[1]))

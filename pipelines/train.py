@@ -236,8 +236,11 @@ class Work:
 
 
 def _title(plan: Plan, start: Start) -> str:
-    """What a chart's legend calls the run: in an experiment of one recommender, what makes it differ from others."""
-    return f"{plan.split.as_of} {settings.preset(plan.config)}{' warm' if start.version else ''}"
+    """What tables and legends call the run: in an experiment of one recommender, what makes it differ from others.
+
+    Without the year, which the tag `as_of` has: the UI's table cuts longer names off.
+    """
+    return f"{plan.split.as_of:%m-%d} {settings.preset(plan.config)}{' warm' if start.version else ''}"
 
 
 def _tags(plan: Plan, start: Start) -> dict[str, str]:

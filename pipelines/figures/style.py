@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 BLUE, ORANGE, GREEN, PINK, GREY = "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#666666"
 SKY, VERMILION = "#56B4E9", "#D55E00"
 TASK_COLOURS = (BLUE, ORANGE, GREEN, PINK, SKY, VERMILION, GREY)
-MARKS = ("o", "s", "^", "D", "v", "P", "X")
+MARKS = ("o", "s", "^", "D", "v", "P", "X", "p")
 WIDTH = 8.5
 """Inches; at 110 points an inch it fills the panel that the MLflow UI has for a picture, without being shrunk."""
 _NAME_LENGTH = 28
