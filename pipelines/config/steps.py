@@ -117,7 +117,7 @@ class Gate(Frozen):
     The primary metric is `metric` of `task` (left out: of the first task, its AUC, or for a regression the RMSE). In
     mode `refresh` it must certainly be worse by less than `delta`, in mode `challenge` certainly better; `auto` is a
     refresh where both versions were trained with the same settings. In none of the `guards` and `segments` may it be
-    certainly worse, and by more than `delta`. Segments with fewer than `min_positives` positives are reported only.
+    certainly worse, and by more than `delta`; with fewer than `min_positives` positives each is reported only.
     `calibration` bounds predicted over observed. Intervals come from `draws` of users, who have `max_rows` at most.
     """
 
