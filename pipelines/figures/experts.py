@@ -32,6 +32,8 @@ _MOST = 24
 _LINEAR = 0.1
 _ENDS = (-10.0, 100.0)
 _STRONGEST = 3.0
+_FEATURE_LENGTH = 44
+"""Letters of a feature's name: what a history feature counts stands at its end."""
 
 
 def expert_load(tasks: Sequence[str], segments: Sequence[str], load: NDArray[Any]) -> Figure:
@@ -149,7 +151,7 @@ def gate_features(tasks: Sequence[str], features: Sequence[str], strength: NDArr
     for number, (task, colour, mark) in enumerate(zip(tasks, TASK_COLOURS * 9, MARKS * 9, strict=False)):
         values = np.clip(strength[number, order], 0, _STRONGEST)
         axes.plot(values, np.arange(len(order)), mark, color=colour, markersize=6, alpha=0.85, label=task)
-    axes.set_yticks(np.arange(len(order)), [short(features[place]) for place in order], fontsize=8)
+    axes.set_yticks(np.arange(len(order)), [short(features[place], _FEATURE_LENGTH) for place in order], fontsize=8)
     axes.set_ylim(len(order) - 0.5, -0.5)
     axes.set_xscale("function", functions=(np.sqrt, np.square))
     axes.set_xticks([0, 0.05, 0.2, 0.5, 1, 2, 3], ["0", "0.05", "0.2", "0.5", "1", "2", "3 or more"])

@@ -34,9 +34,9 @@ def tidy(axes: Any) -> None:
     axes.set_axisbelow(True)
 
 
-def short(name: str) -> str:
-    """A name that leaves room for the picture."""
-    return name if len(name) <= _NAME_LENGTH else f"{name[: _NAME_LENGTH - 1].rstrip()}…"
+def short(name: str, most: int = _NAME_LENGTH) -> str:
+    """A name of at most so many letters, that leaves room for the picture."""
+    return name if len(name) <= most else f"{name[: most - 1].rstrip()}…"
 
 
 def with_rows(name: str, rows: float) -> str:

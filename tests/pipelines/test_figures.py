@@ -160,3 +160,9 @@ def test_segments_stand_by_size_below_all_rows() -> None:
 def test_without_a_champion_there_is_no_difference() -> None:
     assert len(figures.auc_by_segment("click", evaluation(champion=False)).axes) == 1
     assert len(figures.auc_by_segment("click", evaluation()).axes) == 2
+
+
+def test_history_features_are_named_to_their_end() -> None:
+    names = [f"video_id_x_tab_30d_watched_60s_{what}" for what in ("rows", "rate")]
+    (axes,) = figures.gate_features(("click",), names, np.array([[0.2, 0.1]])).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == names
