@@ -20,7 +20,7 @@ from benchmarks.contest import in_turns
 from benchmarks.peers import PEERS
 from benchmarks.peers.workload import Workload
 from benchmarks.scorer import Sizes
-from benchmarks.training import PEERS_PYTHON
+from benchmarks.training import check_peers, peers
 from recsys_moe.errors import UserError
 
 EXPERTS, PEERS_EXPERTS = 16, 8
@@ -44,8 +44,7 @@ def run(rounds: int = 3, users: int = Sizes.users) -> dict[str, Any]:
     """
     if min(rounds, users) < 1:
         raise UserError(f"--rounds, --users: must be at least 1, not {rounds} and {users}")
-    if not PEERS_PYTHON.exists():
-        raise UserError("the peers are not installed: `make bench-peers` makes their environment, .venv-peers")
+    check_peers()
     theirs = Workload(experts=PEERS_EXPERTS, steps=STEPS)
     return compare(Workload(experts=EXPERTS), theirs, Sizes(users=users), rounds)
 
@@ -55,7 +54,7 @@ def compare(ours: Workload, theirs: Workload, sizes: Sizes, rounds: int) -> dict
     commands: dict[str, Sequence[str]] = {
         "ours": [sys.executable, "-m", "benchmarks.scorer", ours.to_json(), sizes.to_json()]
     }
-    commands |= {name: [str(PEERS_PYTHON), "-m", "benchmarks.peers", name, theirs.to_json()] for name in PEERS}
+    commands |= peers(theirs)
     measures = {"ours": (*SCORED, *PASSES, "peak"), **dict.fromkeys(PEERS, ("predict",))}
     outcome = in_turns(commands, measures, rounds)
     about = outcome.said["ours"]

@@ -52,9 +52,19 @@ def run(rounds: int = 5, steps: int = Workload.steps) -> dict[str, Any]:
     """
     if min(rounds, steps) < 1:
         raise UserError(f"--rounds, --steps: must be at least 1, not {rounds} and {steps}")
+    check_peers()
+    return compare(Workload(experts=0, steps=steps), rounds)
+
+
+def check_peers() -> None:
+    """Raise a `UserError` where the peers are not installed."""
     if not PEERS_PYTHON.exists():
         raise UserError("the peers are not installed: `make bench-peers` makes their environment, .venv-peers")
-    return compare(Workload(experts=0, steps=steps), rounds)
+
+
+def peers(workload: Workload) -> dict[str, Sequence[str]]:
+    """By name, the command that measures a peer."""
+    return {name: [str(PEERS_PYTHON), "-m", "benchmarks.peers", name, workload.to_json()] for name in PEERS}
 
 
 def compare(sizes: Workload, rounds: int) -> dict[str, Any]:
@@ -77,8 +87,7 @@ def compare(sizes: Workload, rounds: int) -> dict[str, Any]:
 def _commands(kinds: Sequence[str], workload: Workload, passes: int) -> dict[str, Sequence[str]]:
     product = [sys.executable, "-m", "benchmarks.product"]
     ours = {kind: [*product, kind, workload.to_json(), str(passes)] for kind in kinds}
-    peers = {name: [str(PEERS_PYTHON), "-m", "benchmarks.peers", name, workload.to_json()] for name in PEERS}
-    return {**ours, **peers}
+    return {**ours, **peers(workload)}
 
 
 def result(

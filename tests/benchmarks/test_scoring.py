@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks import scoring
+from benchmarks import scoring, training
 from benchmarks.peers.workload import Workload
 from benchmarks.scorer import Scoring, Sizes
 from recsys_moe.errors import UserError
@@ -60,6 +60,6 @@ def test_candidates_are_distinct_and_each_users_own() -> None:
 def test_what_cannot_be_measured_is_a_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="--rounds"):
         scoring.run(rounds=0)
-    monkeypatch.setattr(scoring, "PEERS_PYTHON", scoring.PEERS_PYTHON.parent / "nowhere")
+    monkeypatch.setattr(training, "PEERS_PYTHON", training.ROOT / "nowhere")
     with pytest.raises(UserError, match="make bench-peers"):
         scoring.run()
