@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipelines.progress import Progress
 from pipelines.runs import Run
 from pipelines.scratch import made_once
+from pipelines.split import batches_of
 from pipelines.team import Team
 from recsys_moe import checkpoint
 from recsys_moe.config import Frozen, TrainingConfig
@@ -60,15 +61,27 @@ class Encoded:
 
     @classmethod
     def once(
-        cls, folder: Path, encoder: Callable[[], Encoder], train: Iterable[pa.Table], held_out: Iterable[pa.Table]
+        cls,
+        folder: Path,
+        fit_encoder: Callable[[Iterable[pa.RecordBatch]], Encoder],
+        window: Iterable[pa.Table],
+        held_out: Iterable[pa.Table],
+        train: Iterable[pa.Table] | None = None,
     ) -> Encoded:
-        """Encode days of raw rows, unless it was finished before."""
+        """Fit an encoder to a window of raw rows and encode those to learn from, unless it was finished before.
+
+        Those to learn from are `train`, or, where there are none, the window: its tables are read once then.
+        """
 
         def write(unfinished: Path) -> None:
-            fitted = encoder()
-            fitted.save(unfinished)
-            EncodedRows.write(unfinished / "train.arrow", fitted, train)
-            EncodedRows.write(unfinished / "held_out.arrow", fitted, held_out)
+            path = unfinished / "train.arrow"
+            if train is None:
+                encoder, _ = EncodedRows.write_fitted(path, fit_encoder, batches_of(window))
+            else:
+                encoder = fit_encoder(batches_of(window))
+                EncodedRows.write(path, encoder, train)
+            encoder.save(unfinished)
+            EncodedRows.write(unfinished / "held_out.arrow", encoder, held_out)
 
         return cls(made_once(folder, write))
 

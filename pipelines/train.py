@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 
 from pipelines import figures, labels, leaks, run_page, settings, warm_start
@@ -24,7 +25,7 @@ from pipelines.prepare import sides_of
 from pipelines.registry import Registry, Version
 from pipelines.runs import Run
 from pipelines.scratch import made_once, scratch_of
-from pipelines.split import Part, Split, batches_of, days_needed, trained_columns
+from pipelines.split import Part, Split, days_needed, trained_columns
 from pipelines.tables import TableName, Tables
 from pipelines.team import Team
 from pipelines.warm_start import Start
@@ -198,13 +199,13 @@ class Work:
         tables, split = self.plan.tables, self.plan.split
         read = trained_columns(self.plan.config, self.plan.shape)
 
-        def encoder() -> Encoder:
-            previous = Encoder.load(self.champion) if self.champion else None
-            return Encoder.fit(self.plan.shape, batches_of(split.rows_to_learn(tables, *learn, **read)), previous)
+        def fit_encoder(blocks: Iterable[pa.RecordBatch]) -> Encoder:
+            return Encoder.fit(self.plan.shape, blocks, Encoder.load(self.champion) if self.champion else None)
 
-        learned = self.start.replaying(split, tables, *learn).rows_to_learn(tables, *learn, **read)
+        replaying, window = self.start.replaying(split, tables, *learn), split.rows_to_learn(tables, *learn, **read)
+        learned = None if replaying == split else replaying.rows_to_learn(tables, *learn, **read)
         judged = self.new_days.rows(tables, *held_out, **read) if held_out else ()
-        return Encoded.once(self.scratch / name, encoder, learned, judged)
+        return Encoded.once(self.scratch / name, fit_encoder, window, judged, learned)
 
     def fit(self, phase: str, encoded: Encoded, epochs: int) -> tuple[Encoder, Fitted]:
         """Fit, or go on with it, with all processes of the team."""

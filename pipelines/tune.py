@@ -10,6 +10,7 @@ import hashlib
 import logging
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from pipelines.prepare import sides_of
 from pipelines.registry import Registry
 from pipelines.runs import Run
 from pipelines.scratch import scratch_of
-from pipelines.split import Split, batches_of, trained_columns
+from pipelines.split import Split, trained_columns
 from pipelines.study import Attempt, Pruned, Study, Trial
 from pipelines.tables import Tables
 from recsys_moe.config import ModelConfig, TrainingConfig
@@ -137,12 +138,9 @@ class _Search:
         """What trials read, made once for all that agree in what it depends on: of the settings only `min_count`."""
         split, tables, read = self.split, self.tables, trained_columns(self.config, shape)
 
-        def encoder() -> Encoder:
-            return Encoder.fit(shape, batches_of(split.rows_to_learn(tables, "train", **read)))
-
         folder = self.scratch / f"min_count-{shape.min_count}"
         learned, held_out = split.rows_to_learn(tables, "train", **read), split.rows(tables, "validation", **read)
-        encoded = Encoded.once(folder, encoder, learned, held_out)
+        encoded = Encoded.once(folder, partial(Encoder.fit, shape), learned, held_out)
         if not encoded.held_out.num_rows:
             raise UserError("tuning: trials are judged on validation rows, and evaluation.split holds out none")
         return encoded

@@ -51,7 +51,9 @@ class Counts:
         places = values.indices.drop_null().to_numpy()
         counts = pa.array(np.bincount(places, minlength=len(values.dictionary)))
         counted = pa.table({"value": values.dictionary, "count": counts})
-        self._parts.append(counted.filter(pc.and_(pc.is_valid(values.dictionary), pc.greater(counts, 0))))
+        is_seen = pc.and_(pc.is_valid(values.dictionary), pc.greater(counts, 0))
+        # Mostly all are: of a whole row group of Parquet, say. To copy them costs more than to count them.
+        self._parts.append(counted if pc.all(is_seen).as_py() else counted.filter(is_seen))
         self._pending += len(self._parts[-1])
         if self._pending > COMPACT_ROWS:
             self._parts, self._pending = [self._total()], 0

@@ -8,7 +8,7 @@ shuffled as a whole. So where a step begins is known by arithmetic, and nothing 
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -21,6 +21,7 @@ from recsys_moe.batch import Batch
 from recsys_moe.encoding.columns import RawTable, block_of
 from recsys_moe.encoding.encoder import ROW, Encoder
 from recsys_moe.encoding.prefetching import prefetched
+from recsys_moe.encoding.spool import Spool
 from recsys_moe.errors import UserError
 
 PIECE_ROWS = 8192
@@ -55,6 +56,21 @@ class EncodedRows:
                 rows += piece.num_rows
         os.replace(part, path)
         return cls(path, rows)
+
+    @classmethod
+    def write_fitted(
+        cls, path: Path, fit: Callable[[Iterable[pa.RecordBatch]], Encoder], blocks: Iterable[pa.RecordBatch]
+    ) -> tuple[Encoder, Self]:
+        """Fit an encoder to blocks of raw rows, then encode these: each is asked for once.
+
+        In between they are in a file beside `path`, of about twice its size.
+
+        Raises:
+            UserError: what `fit` raises.
+        """
+        with Spool(path.with_name(f"{path.name}.raw")) as spool:
+            encoder = fit(spool.kept(blocks))
+            return encoder, cls.write(path, encoder, spool.again())
 
     @classmethod
     def open(cls, path: Path) -> Self:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from recsys_moe.encoding.hashing import hash_of
+from recsys_moe.mixing import Hashes
 
 
 class Lookup:
@@ -23,20 +25,28 @@ class Lookup:
         bits = len(vocabulary).bit_length()
         self._shift = np.uint64(64 - bits)
         bounds = np.searchsorted(self._hashes >> self._shift, np.arange(2**bits + 1, dtype=np.uint64))
-        self._starts, self._deepest = bounds[:-1].astype(np.int32), int(np.diff(bounds).max())
+        self._starts = bounds[:-1].astype(np.int32)
         self._most_alike = int(np.unique(hashes, return_counts=True)[1].max(initial=0))
 
     def __call__(self, values: pa.Array) -> pa.Array:
         """[rows] int32 indices from 1; 0 where a value is missing or not in the vocabulary."""
-        if not len(self._order):
-            return pa.array(np.zeros(len(values), np.int32))
-        hashes, last = hash_of(values), len(self._order) - 1
-        place = self._starts[hashes >> self._shift]
-        for _ in range(self._deepest):
-            place += self._hashes[np.minimum(place, last)] < hashes
         index = np.zeros(len(values), np.int32)
+        if not len(self._order):
+            return pa.array(index)
+        place = self._places(hash_of(values))
         for further in range(self._most_alike):
-            candidate = self._order[np.minimum(place + further, last)]
+            candidate = self._order[np.minimum(place + further, len(self._order) - 1)]
             same = pc.equal(self._vocabulary.take(pa.array(candidate)), values).fill_null(False)
             index = np.where(same.to_numpy(zero_copy_only=False), candidate + 1, index)
         return pa.array(index)
+
+    def _places(self, hashes: Hashes) -> NDArray[np.int32]:
+        """[rows] the first place of those in order whose hash is not below the row's; it may be after the last."""
+        place: NDArray[np.int32] = self._starts[hashes >> self._shift]
+        last = len(self._order) - 1
+        below = np.flatnonzero(self._hashes[np.minimum(place, last)] < hashes)
+        while len(below):
+            place[below] += 1
+            here = place[below]
+            below = below[(here <= last) & (self._hashes[np.minimum(here, last)] < hashes[below])]
+        return place

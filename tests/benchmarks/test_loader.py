@@ -27,8 +27,7 @@ def test_a_small_log_is_measured(tmp_path: Path) -> None:
 def test_the_batches_in_memory_are_those_of_the_loader(tmp_path: Path) -> None:
     loader._fill(Tables(tmp_path), 5_001)
     tables = loader.FromTables(str(tmp_path), loader.TINY)
-    encoder = tables.encoder()
-    made = tables.loader(encoder)
+    encoder, made = tables.prepared()
     assert made.num_rows == 5_001
     memory = loader.FromMemory(encoder, EncodedRows.open(tables.scratch))
     assert memory.steps == made.steps == 2

@@ -1,14 +1,19 @@
-"""What a fit tells its run: points of a curve, and after a resume none of them twice."""
+"""What a fit reads, and what it tells its run: points of a curve, and after a resume none of them twice."""
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import pytest
 
-from pipelines.fitting import _Reports, curve
+from pipelines.fitting import Encoded, _Reports, curve
 from pipelines.progress import Progress
 from pipelines.registry import Registry
 from pipelines.runs import Run
+from recsys_moe.encoding import Encoder
 from tests.pipelines.conftest import Tiny
+from tests.recsys_moe.conftest import model_config, raw_rows
 
 
 @pytest.fixture
@@ -51,3 +56,14 @@ def test_what_was_told_before_a_kill_is_not_told_again(run: Run) -> None:
     histories = ("train/loss", "validation/loss", "train/epoch/loss")
     counted = [len(run._client.get_metric_history(run.run_id, name)) for name in histories]
     assert counted == [5, 2, 2]
+
+
+def test_what_is_learned_from_is_the_window_or_other_rows(tmp_path: Path) -> None:
+    rows, fit_encoder = raw_rows(200), partial(Encoder.fit, model_config())
+    whole = Encoded.once(tmp_path / "whole", fit_encoder, iter([rows]), [rows.slice(0, 30)])
+    some = Encoded.once(tmp_path / "some", fit_encoder, iter([rows]), [], iter([rows.slice(50, 20)]))
+    assert (whole.train.num_rows, whole.held_out.num_rows) == (200, 30)
+    assert (some.train.num_rows, some.held_out.num_rows) == (20, 0)
+    assert whole.encoder.vocabularies == some.encoder.vocabularies
+    names = [{path.name for path in one.folder.iterdir()} for one in (whole, some)]
+    assert names[0] == names[1]

@@ -50,6 +50,17 @@ def test_each_text_is_hashed_by_itself() -> None:
     assert len(set(hash_of(pa.array(["ab", "ba", "a", "\x00", "\x00\x00", ""])).tolist())) == 6
 
 
+@pytest.mark.parametrize("longest", [1, 7, 8, 9, 40])
+def test_many_short_texts_are_hashed_as_few_are(longest: int) -> None:
+    draw = np.random.default_rng(longest)
+    texts = ["".join(draw.choice(list("a0é视\x00"), draw.integers(longest + 1))) for _ in range(3000)] + ["", "x", ""]
+    assert hash_of(pa.array(["before", *texts, "after"]).slice(1, len(texts))).tolist() == list(
+        map(by_definition, texts)
+    )
+    missing = hash_of(pa.array([None if text == "x" else text for text in texts])).tolist()
+    assert missing == [by_definition(text) if text != "x" else 0 for text in texts]
+
+
 def test_no_texts_have_no_hashes() -> None:
     assert hash_of(pa.array([], pa.string())).tolist() == []
     assert hash_of(pa.array([None, ""], pa.string())).tolist() == [0, 0]

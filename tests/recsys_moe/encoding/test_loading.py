@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,6 +114,28 @@ def test_a_file_gives_the_batches_of_the_table(encoder: Encoder, rows: pa.Table,
     table = Loader(encoder, encoder.encode(rows), 300, shuffle=1, buffer_rows=80)
     file = Loader(encoder, written, 300, shuffle=1, buffer_rows=80)
     assert all(equal(*pair) for pair in zip(table.batches(), file.batches(), strict=True))
+
+
+def test_rows_that_are_fitted_and_written_are_asked_for_once(rows: pa.Table, tmp_path: Path) -> None:
+    """With the dictionaries of Parquet, of which every block has its own."""
+    config, path = model_config(), tmp_path / "rows.arrow"
+    coded = [block.set_column(0, "user_id", block["user_id"].dictionary_encode()) for block in rows.to_batches(300)]
+    encoder, written = EncodedRows.write_fitted(path, partial(Encoder.fit, config), iter(coded))
+    apart = Encoder.fit(config, coded)
+    twice = EncodedRows.write(tmp_path / "twice.arrow", apart, coded)
+    assert encoder.vocabularies == apart.vocabularies
+    assert (encoder.scalers, encoder.label_means) == (apart.scalers, apart.label_means)
+    assert path.read_bytes() == twice.path.read_bytes()
+    assert written.num_rows == len(rows)
+    assert {file.name for file in tmp_path.iterdir()} == {"rows.arrow", "twice.arrow"}
+
+
+def test_what_cannot_be_fitted_leaves_no_file(rows: pa.Table, tmp_path: Path) -> None:
+    whole, lacking = rows.to_batches()[0], rows.drop_columns(["country"]).to_batches()[0]
+    for blocks, message in (([], "no rows"), ([lacking, lacking], "country"), ([whole.slice(0, 0)], "no rows")):
+        with pytest.raises(UserError, match=message):
+            EncodedRows.write_fitted(tmp_path / "rows.arrow", partial(Encoder.fit, model_config()), blocks)
+        assert not list(tmp_path.iterdir())
 
 
 def test_a_file_without_rows_has_no_steps(encoder: Encoder, rows: pa.Table, tmp_path: Path) -> None:
