@@ -27,9 +27,8 @@ from recsys_moe.encoding import Encoder
 from recsys_moe.encoding.moments import Scaler
 from recsys_moe.memory import keep_freed_memory
 from recsys_moe.presets import with_preset
-from recsys_moe.scoring import Precision, TopN, score_top_n
+from recsys_moe.scoring import Blend, Precision, TopN, score_top_n
 
-WEIGHTS = (1.0, 1.0)
 KEPT = 10
 """The length of lists whose change by rounding is told."""
 
@@ -89,6 +88,7 @@ class Scoring:
         model = empty_model(encoder)
         torch.nn.init.normal_(cast(torch.Tensor, model.embeddings.weight))  # as large as they are once trained
         self.ranker = Ranker(encoder, model.eval().requires_grad_(False))
+        self.blend = Blend({task.name: 1.0 for task in config.tasks})
         draw = np.random.default_rng(0)
         self.users, self.items = (self._rows(draw, side) for side in ("user", "item"))
         shuffled = draw.permuted(np.tile(np.arange(sizes.items), (sizes.users, 1)), axis=1)
@@ -124,7 +124,7 @@ class Scoring:
                 self.users.slice(found.start, len(found)),
                 self.items,
                 self.candidates[users],
-                WEIGHTS,
+                self.blend,
                 top_n or self.sizes.top_n,
                 precision=precision,
             )

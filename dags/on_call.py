@@ -46,7 +46,7 @@ def say_what_to_do(context: Any) -> None:
     that come after find the same as `message`."""
     ti, run = context["ti"], context["dag_run"]
     context["message"] = WHAT_TO_DO.format(
-        task=ti.task_id,
+        task=_which(ti),
         day=run.partition_key or run.run_id,
         dag=ti.dag_id,
         number=ti.try_number,
@@ -66,7 +66,8 @@ def say_what_was_found(context: Any) -> None:
 
 
 def last_lines(context: Any) -> list[str]:
-    """The end of what the command said, as the task's log has it; none where logs are not files of this machine."""
+    """The end of what the command said, as the task's log has it; none where the task is no command, or logs are not
+    files of this machine."""
     ti = context["ti"]
     name = context["task"].render_template(
         conf.get("logging", "log_filename_template"), {"ti": ti, "try_number": ti.try_number}
@@ -76,10 +77,16 @@ def last_lines(context: Any) -> list[str]:
     except OSError:
         return []
     events = [_event(line) for line in text.splitlines()]
-    if _BEFORE in events:
-        events = events[len(events) - events[::-1].index(_BEFORE) :]
+    if _BEFORE not in events:
+        return []
+    events = events[len(events) - events[::-1].index(_BEFORE) :]
     ended = next((place for place, event in enumerate(events) if event.startswith(_AFTER)), len(events))
     return events[: ended + 1][-_LINES:]
+
+
+def _which(ti: Any) -> str:
+    """The task, and which of those that it is mapped to."""
+    return f"{ti.task_id} {ti.map_index}" if ti.map_index >= 0 else str(ti.task_id)
 
 
 def _event(line: str) -> str:

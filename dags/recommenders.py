@@ -2,7 +2,7 @@
 
     <name>_ingest    cron      ingest → prepare ───────────────────────────► asset <name>_days
     <name>_train     the asset  all_days_in → train → evaluate → promote → decided ► asset <name>_decisions
-    <name>_score     the asset  score
+    <name>_score     the asset  plan → shards → shard, one task for each → score
     <name>_monitor   <name>_days  monitor → retrain_is_due ────────────────► asset <name>_retrain
                                           → found
     <name>_maintain  weekly    maintain
@@ -17,6 +17,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from airflow.sdk import (
     PartitionedAssetTimetable,
     task,
 )
+from airflow.sdk.configuration import conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from checked_configs import Scheduled, read_all
 from on_call import MlflowRun, MlflowVersion, OnlyWhereItHelps, notifiers, say_what_to_do, say_what_was_found
@@ -46,7 +48,13 @@ COMMAND = """export RECSYS_MOE_RESULT="$PWD/result.json"
 set -- {arguments}
 if [ "$DRY_RUN" = True ]; then {dry_run}; fi
 "$RECSYS_MOE_BIN" "$@" && cat "$RECSYS_MOE_RESULT" """
+AS_OF = '--as-of "$AS_OF"'
 ONLY_SAID = 'echo "dry run, nothing was done: recsys-moe $*"; exit 99'
+
+TOO_MANY = (
+    "error: {path}: scoring.users_per_shard: makes {count} shards, and Airflow maps {limit} tasks at most; "
+    "raise it, or core.max_map_length in Airflow's settings"
+)
 
 DRY_RUN = Param(False, type="boolean", description="Only say what would be done; nothing that follows is started.")
 
@@ -73,7 +81,12 @@ in, so that a month is one training.""",
     "train": """Trains for the newest day, measures the version beside the champion, and lets it take over if the gate
 holds. `all_days_in` waits while days are being ingested; `train` is skipped for a day that is not the newest.
 `decided` tells `{name}_score` to go on, whatever the outcome; `failed` makes the run red where a task above is.""",
-    "score": "The best items for every user, by the champion, for the day after. Skipped until there is a champion.",
+    "score": """The best items for every user, by the champion, for the day after. Skipped until there is a champion.
+`plan` fixes the version and the tables and cuts the users into shards; each is a task `shard` of its own, as many at
+once as the pool `scoring` has places; `score` looks at all of it and publishes it at once.
+
+**A shard failed?** Nothing was published, and readers still see the scores of before. Clear that one: the others stand.
+After a change in the YAML or in the model clear `plan`, since a plan stays what it was.""",
     "monitor": """Looks at the day: has all come, is it as much as usual, do features and scores drift, does happen what
 was predicted, are all experts used. The link *MLflow run* of the task `monitor` has the report; `found` is pink where
 all is well, `retrain_is_due` where no training is. Limits are in the YAML's block `monitoring`.""",
@@ -82,27 +95,39 @@ that no kept version needs.""",
 }
 
 
-def step(name: str, recommender: Scheduled, hours: float, options: str = '--as-of "$AS_OF"', **operator: Any) -> Any:
-    """A task that runs one command of the CLI. Exit code 99 marks it as skipped."""
-    dry_run = operator.pop("dry_run", ONLY_SAID)
+def command(
+    name: str,
+    recommender: Scheduled,
+    hours: float,
+    options: str = AS_OF,
+    env: Mapping[str, str] | None = None,
+    dry_run: str = ONLY_SAID,
+    **operator: Any,
+) -> Any:
+    """What makes a task, or many mapped ones, that run a command of the CLI. Exit code 99 marks it as skipped."""
 
     @task.bash(
-        task_id=name,
         env={
             "RECSYS_MOE_BIN": BIN,
             "CONFIG": str(recommender.path),
             "AS_OF": "{{ dag_run.partition_key }}",
             "DRY_RUN": "{{ params.dry_run }}",
+            **(env or {}),
         },
         append_env=True,
         output_processor=json.loads,
         execution_timeout=timedelta(hours=hours),
-        **operator,
+        **{"task_id": name, **operator},
     )
-    def command() -> str:
+    def line(**mapped: Any) -> str:
         return COMMAND.format(arguments=f'{name} --config "$CONFIG" {options}', dry_run=dry_run)
 
-    made = command()
+    return line
+
+
+def step(name: str, recommender: Scheduled, hours: float, options: str = AS_OF, **others: Any) -> Any:
+    """A task that runs one command of the CLI, with links to what it made."""
+    made = command(name, recommender, hours, options, **others)()
     made.operator.operator_extra_links = (MlflowVersion(), MlflowRun())
     return made
 
@@ -145,7 +170,7 @@ def ingest_dag(recommender: Scheduled, days: Asset) -> None:
 def train_dag(recommender: Scheduled, after: Asset, decisions: Asset) -> None:
     """Train the newest day, compare, promote. `decided` follows whatever the outcome: the champion still scores."""
     with dag(recommender, "train", PartitionedAssetTimetable(assets=after)):
-        train = step("train", recommender, hours=12, options='--as-of "$AS_OF" --if-due', pool="gpu")
+        train = step("train", recommender, hours=12, options=f"{AS_OF} --if-due", pool="gpu")
         evaluate, promote = step("evaluate", recommender, hours=2), step("promote", recommender, hours=1)
 
         @task.sensor(poke_interval=15, timeout=6 * 3600, mode="reschedule", execution_timeout=timedelta(minutes=5))
@@ -171,9 +196,31 @@ def train_dag(recommender: Scheduled, after: Asset, decisions: Asset) -> None:
 
 
 def score_dag(recommender: Scheduled, after: Asset) -> None:
-    """The best items for every user, by the champion."""
+    """The best items for every user, by the champion: each shard is a task, and they are published together."""
+    env = {"PLAN": "{{ ti.xcom_pull(task_ids='plan')['plan'] }}"}
     with dag(recommender, "score", PartitionedAssetTimetable(assets=after)):
-        step("score", recommender, hours=4)
+
+        @task(execution_timeout=timedelta(minutes=5))
+        def shards(planned: dict[str, Any]) -> list[int]:
+            """The numbers of the plan's shards: what tasks are mapped over must be a list."""
+            count, limit = planned["shards"], conf.getint("core", "max_map_length")
+            if count > limit:
+                raise AirflowFailException(TOO_MANY.format(path=recommender.path, count=count, limit=limit))
+            return list(range(count))
+
+        shard = command(
+            "score-shard",
+            recommender,
+            hours=4,
+            options='--plan "$PLAN" --shard "$SHARD"',
+            env={**env, "SHARD": "{{ ti.map_index }}"},
+            task_id="shard",
+            map_index_template="shard {{ ti.map_index }} of {{ ti.xcom_pull(task_ids='plan')['shards'] }}",
+            pool="scoring",
+        )
+        planned = step("score-plan", recommender, hours=2, task_id="plan")
+        done = shard.expand(number=shards(planned))
+        done >> step("score-publish", recommender, hours=2, options='--plan "$PLAN"', env=env, task_id="score")
 
 
 def monitor_dag(recommender: Scheduled, days: Asset, retrain: Asset) -> None:

@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,10 @@ from pipelines.config import Recommender
 from pipelines.errors import NotDueError, TryAgainError
 from pipelines.processes import end_with_parent
 from recsys_moe.errors import UserError
+
+Config = Annotated[Path, typer.Option("--config", help="The recommender's YAML.")]
+AsOf = Annotated[str, typer.Option("--as-of", metavar="YYYY-MM-DD", help="The day, in the YAML's time zone.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")]
 
 DIFFERS, USER_ERROR, TRY_AGAIN, SKIPPED = 1, 2, 75, 99
 

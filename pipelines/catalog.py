@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import date
+from itertools import chain
 
 from pipelines import sources
 from pipelines.config import (
@@ -64,10 +65,11 @@ def locate(config: Recommender, ds: date) -> Files:
     features = [c for c in feature_columns(config) if c not in from_log and c not in DERIVED_COLUMNS]
     wanted = list(dict.fromkeys([*features, *(c for c in config.contract.columns if c not in from_log)]))
     users, wanted = _take(config.source.users, config.columns.user, wanted, ds)
-    items, wanted = _take(config.source.items, config.columns.item, wanted, ds)
+    of_items = [c for c in config.scoring.item_columns if c not in (*from_log, *wanted, *chain(*users))]
+    items, wanted = _take(config.source.items, config.columns.item, [*wanted, *of_items], ds)
     wanted = [column for column in wanted if column in features or column not in _outcome_columns(config)]
     if wanted:
-        where = "features" if wanted[0] in features else "contract.columns"
+        where = "features" if wanted[0] in features else "scoring" if wanted[0] in of_items else "contract.columns"
         read = (config.source.interactions, *config.source.users, *config.source.items)
         headers = "; ".join(f"{_place(source, ds)}: {_header(sources.columns_of(source, ds))}" for source in read)
         raise UserError(f"{where}: {wanted} are columns of no source; {headers}")

@@ -19,7 +19,8 @@ from typing import Annotated, Any
 import typer
 
 from pipelines import config as recommenders
-from pipelines.calling import DIFFERS, call, day, guard, load, tell
+from pipelines import serving_commands
+from pipelines.calling import DIFFERS, AsOf, Config, Debug, call, day, guard, load, tell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,9 +29,7 @@ app = typer.Typer(
     help="Schedule training, batch-score users and compare runs of a mixture-of-experts recommender.",
 )
 
-Config = Annotated[Path, typer.Option("--config", help="The recommender's YAML.")]
-AsOf = Annotated[str, typer.Option("--as-of", metavar="YYYY-MM-DD", help="The day, in the YAML's time zone.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, too.")]
+app.add_typer(serving_commands.app)
 
 
 @app.command()
@@ -187,37 +186,11 @@ def compare(
 
 
 @app.command()
-def score(
-    config: Config,
-    as_of: AsOf,
-    model_version: Annotated[int | None, typer.Option(help="A version's number; the champion if left out.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Publish the top-N items of every user, with what is known through --as-of."""
-    from pipelines.score import score as step
-
-    call(debug, lambda: step(load(config), day(as_of), model_version))
-
-
-@app.command()
 def monitor(config: Config, as_of: AsOf, debug: Debug = False) -> None:
     """Look at a day's freshness, volume, drift, calibration and experts, and say whether a training is due."""
     from pipelines.monitor import monitor as step
 
     call(debug, lambda: step(load(config), day(as_of)))
-
-
-@app.command()
-def export(
-    config: Config,
-    as_of: AsOf,
-    to: Annotated[str | None, typer.Option("--to", help="One of the YAML's exports; all if left out.")] = None,
-    debug: Debug = False,
-) -> None:
-    """Bring a day's scores to the files, key-value stores and databases that the YAML names."""
-    from pipelines.export import export as step
-
-    call(debug, lambda: step(load(config), day(as_of), to))
 
 
 @app.command()

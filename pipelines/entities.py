@@ -19,6 +19,8 @@ from pipelines.prepare import sides_of
 from pipelines.tables import TableName, Tables, snapshots
 from recsys_moe.errors import UserError
 
+Side = Literal["user", "item"]
+
 
 @dataclass(frozen=True)
 class Moment:
@@ -41,12 +43,14 @@ def entity_rows(
     config: Recommender,
     tables: Tables,
     moment: Moment,
-    side: Literal["user", "item"],
+    side: Side,
+    asked: pa.Table | None = None,
 ) -> pa.Table:
     """A row for each user (with the moment's context columns) or each item, sorted by id.
 
     They come from the snapshot of users or items as of the day, or, where the YAML names no such file, from the log so
-    far.
+    far. With `asked`, a table of ids, there is a row for each of these, known or not; what it has of other columns
+    stands for those who are not known.
 
     Raises:
         UserError: the model reads a context column that the YAML gives no value, or no users (items) are known yet.
@@ -54,28 +58,55 @@ def entity_rows(
     sides = sides_of(config, tables)
     _check_context(config, sides, moment)
     key = config.columns.user if side == "user" else config.columns.item
-    connection.register("known", _known(tables, moment.ds, "users" if side == "user" else "items", key))
+    view_known(connection, config, tables, moment.ds, side)
+    wanted = "known" if asked is None else _view_asked(connection, asked, key)
     context = ", ".join(f"{sql.text(_spelled(value))} AS {sql.name(name)}" for name, value in moment.values.items())
     connection.execute(
-        f"CREATE OR REPLACE TEMP TABLE entities AS SELECT known.*, DATE '{moment.day}' AS event_day"
-        f"{', ' + context if context else ''} FROM known ORDER BY {sql.name(key)}"
+        f"CREATE OR REPLACE TEMP TABLE entities AS SELECT {wanted}.*, DATE '{moment.day}' AS event_day"
+        f"{', ' + context if context else ''} FROM {wanted} ORDER BY {sql.name(key)}"
     )
     history = config.features.history
     keys = [found for found in (history.keys if history else ()) if _readable_by(side, sides, found)]
     return with_features(connection, config, tables, "entities", through=moment.ds, keys=keys).read_all()
 
 
-def _readable_by(side: Literal["user", "item"], sides: Sides, key: tuple[str, ...]) -> bool:
+def view_known(
+    connection: duckdb.DuckDBPyConnection, config: Recommender, tables: Tables, ds: date, side: Side
+) -> None:
+    """Leave the view `known` of the users or items as of the end of `ds`: a row for each, in no order."""
+    name: TableName = "users" if side == "user" else "items"
+    if tables.exists(name):
+        snapshots.view(connection, tables, name, ds, "known")
+        return
+    key = config.columns.user if side == "user" else config.columns.item
+    sql.view(connection, "known_log", tables.dataset("interactions"), pc.field("ds") <= ds)
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW known AS SELECT DISTINCT {sql.name(key)} FROM known_log "
+        f"WHERE {sql.name(key)} IS NOT NULL"
+    )
+
+
+def _view_asked(connection: duckdb.DuckDBPyConnection, asked: pa.Table, key: str) -> str:
+    """Leave the view `found`, and return its name: what is known of each that is asked for, and is said of others."""
+    connection.register("asked", asked)
+    id_, chosen = sql.name(key), [f"a.{sql.name(key)}"]
+    for column, *_ in connection.execute("DESCRIBE known").fetchall():
+        name = sql.name(column)
+        if column != key and column in asked.column_names:
+            chosen.append(f"CASE WHEN k.{id_} IS NULL THEN a.{name} ELSE k.{name} END AS {name}")
+        elif column != key:
+            chosen.append(f"k.{name}")
+    connection.execute(
+        f"CREATE OR REPLACE TEMP VIEW found AS SELECT {', '.join(chosen)} "
+        f"FROM asked AS a LEFT JOIN known AS k ON a.{id_} = k.{id_}"
+    )
+    return "found"
+
+
+def _readable_by(side: Side, sides: Sides, key: tuple[str, ...]) -> bool:
     """Whether a history feature of this key belongs to the side; what is the moment's alone goes with the user."""
     found = sides.of_key(key)
     return found == side or (side == "user" and found == "context")
-
-
-def _known(tables: Tables, ds: date, name: TableName, key: str) -> pa.Table:
-    if tables.exists(name):
-        return snapshots.read(tables, name, ds)
-    seen = tables.dataset("interactions").to_table(columns=[key], filter=pc.field("ds") <= ds)
-    return seen.group_by(key).aggregate([])
 
 
 def _spelled(value: str | int | float) -> str:

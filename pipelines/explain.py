@@ -13,10 +13,11 @@ import pyarrow.compute as pc
 from torch import Tensor
 
 from pipelines import sql
-from pipelines.candidates import CandidateLists, Positions
 from pipelines.config import Recommender
 from pipelines.entities import Moment, entity_rows, moments
 from pipelines.registry import Registry, Version
+from pipelines.scoring.candidates import UserCandidates, of_users
+from pipelines.scoring.diversity import diversity_of
 from pipelines.tables import Tables
 from recsys_moe import checkpoint
 from recsys_moe.batch import Batch
@@ -121,8 +122,7 @@ class _Rows:
             if item is not None:
                 place = _position(items.column(columns.item), item, "--item", moment.ds)
                 return cls(ranker, who, items.slice(place, 1))
-            ids = who.column(columns.user), items.column(columns.item)
-            candidates = CandidateLists.of(connection, config, tables, moment.ds, *ids).block(0, 1)
+        candidates = of_users(config, tables, moment.ds, who, items, ranker)
         return cls(ranker, who, items.take(_best(config, ranker, who, items, candidates)))
 
     def inputs(self) -> Tensor:
@@ -165,12 +165,15 @@ def _position(ids: pa.ChunkedArray, wanted: str, option: str, ds: date) -> int:
     return position
 
 
-def _best(config: Recommender, ranker: Ranker, user: pa.Table, items: pa.Table, candidates: Positions) -> pa.Array:
+def _best(config: Recommender, ranker: Ranker, user: pa.Table, items: pa.Table, candidates: UserCandidates) -> pa.Array:
     """Positions of the items that `score` would list for the user."""
-    weights = [config.score_weights.get(task.name, 0.0) for task in ranker.config.tasks]
-    best = next(score_top_n(ranker, user, items, candidates, weights, config.scoring.top_n))
+    diversity, given, top_n = diversity_of(config, items), candidates.given(), config.scoring.top_n
+    best = next(score_top_n(ranker, user, items, given, config.blend, top_n, diversity=diversity))
     if not len(best.item):
-        raise UserError("--user: has seen all candidates (scoring.exclude_seen), so there is no list; name an --item")
+        raise UserError(
+            "--user: has no candidates (scoring.candidates), or has seen all of them (scoring.exclude_seen), so there "
+            "is no list; name an --item"
+        )
     return pa.array(best.item)
 
 

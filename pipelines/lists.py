@@ -21,15 +21,17 @@ from numpy.typing import NDArray
 
 from pipelines import sql
 from pipelines.baselines import Popularity
-from pipelines.candidates import CandidateLists, Positions
-from pipelines.config import Candidates, Recommender
+from pipelines.config import AllItems, Recommender
 from pipelines.entities import entity_rows, moments
 from pipelines.prepare import sides_of
+from pipelines.scoring.candidates import Everything, of_users
+from pipelines.scoring.diversity import diversity_of
 from pipelines.split import Split
 from pipelines.tables import Tables
 from recsys_moe import list_metrics
 from recsys_moe.checkpoint import Ranker
 from recsys_moe.errors import UserError
+from recsys_moe.list_metrics import Positions
 from recsys_moe.scoring import score_top_n
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ class Asked:
     config: Recommender
     users: pa.Table
     items: pa.Table
-    candidates: CandidateLists
+    candidates: Everything
     liked: Mapping[str, tuple[Positions, Positions]]
     groups: NDArray[np.int64] | None
 
@@ -109,16 +111,17 @@ class Asked:
             users = _drawn(config, users.filter(pc.is_in(users.column(key.user), value_set=who.unique())), len(items))
             if not len(users):
                 raise UserError(f"nobody who was known on {moment.ds} did anything on {day} that a task asks for")
-            ids = users.column(key.user), items.column(key.item)
-            candidates = CandidateLists.of(connection, _of_all_items(config), tables, moment.ds, *ids)
+        candidates = of_users(_of_all_items(config), tables, moment.ds, users, items)
+        assert isinstance(candidates, Everything)
         pairs = {task: _possible(config, of, users, items, candidates) for task, of in liked.items()}
         return cls(config, users, items, candidates, pairs, _groups(items, diversity_by))
 
     def lists_of(self, ranker: Ranker) -> Positions:
         """[U, k] the best items by a model, ties by id."""
-        weights = [self.config.score_weights.get(task.name, 0.0) for task in ranker.config.tasks]
-        made = np.full((len(self.users), self._k), -1)
-        for best in score_top_n(ranker, self.users, self.items, self.candidates.block, weights, self._k):
+        made, blend = np.full((len(self.users), self._k), -1), self.config.blend
+        diversity = diversity_of(self.config, self.items)
+        given = self.candidates.given()
+        for best in score_top_n(ranker, self.users, self.items, given, blend, self._k, diversity=diversity):
             made[best.user, best.rank - 1] = best.item
         return made
 
@@ -131,11 +134,10 @@ class Asked:
             self.items.column(self.config.columns.item).take(every),
             pa.chunked_array([segments.take(pa.array(np.repeat(np.arange(len(segments)), count)))]),
         )
-        weights = self.config.score_weights
-        scores = sum(weights.get(task, 0.0) * rate for task, rate in rates.items())
-        of_user = np.reshape(scores, (len(segments), count))[pc.index_in(names, segments).to_numpy()]
-        is_candidate = self.candidates.block(0, len(self.users)) >= 0
-        return list_metrics.best(np.where(is_candidate, of_user, -np.inf), self._k)
+        scores = self.config.blend.scores(rates).reshape(len(segments), count)
+        of_user = scores[pc.index_in(names, segments).to_numpy()]
+        may_get = self.candidates.mask(len(self.users))
+        return list_metrics.best(np.where(may_get, of_user, -np.inf), self._k)
 
     def measure(self, made: Positions) -> Measured:
         """The metrics of lists [U, k]."""
@@ -167,7 +169,7 @@ def _liked(rows: pa.Table, task: str) -> pa.Table:
 
 
 def _of_all_items(config: Recommender) -> Recommender:
-    scoring = config.scoring.model_copy(update={"candidates": Candidates(source="all")})
+    scoring = config.scoring.model_copy(update={"candidates": (AllItems(),)})
     return config.model_copy(update={"scoring": scoring})
 
 
@@ -181,15 +183,14 @@ def _drawn(config: Recommender, users: pa.Table, num_items: int) -> pa.Table:
 
 
 def _possible(
-    config: Recommender, liked: pa.Table, users: pa.Table, items: pa.Table, candidates: CandidateLists
+    config: Recommender, liked: pa.Table, users: pa.Table, items: pa.Table, candidates: Everything
 ) -> tuple[Positions, Positions]:
     """Positions of the users' and the items' of liked rows; without what a user cannot get, which no list could hit."""
     user, item = (
         pc.fill_null(pc.index_in(liked.column(key), value_set=among.column(key)), -1).to_numpy().astype(np.int64)
         for key, among in ((config.columns.user, users), (config.columns.item, items))
     )
-    seen = candidates.seen_user * len(items) + candidates.items[candidates.seen_candidate]
-    possible = (user >= 0) & (item >= 0) & ~np.isin(user * len(items) + item, seen)
+    possible = (user >= 0) & (item >= 0) & candidates.mask(len(users))[user, item]
     return user[possible], item[possible]
 
 

@@ -53,6 +53,11 @@ def _end_with_any(pids: list[int]) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def die_with_parent() -> None:
+    """Have this process killed when the thread that started it ends: for workers, which nobody else would end."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def end_descendants(patience_seconds: float = 15.0) -> None:
     """Terminate every process below this one, then kill what is left; returns when none is."""
     for force in (False, True):

@@ -22,26 +22,43 @@ class Progress:
 
     def __init__(self, title: str, total: int, unit: str) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, 0
-        self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
+        self._begun = time.monotonic()
+        self._next_line = self._begun + _SECONDS_BETWEEN_LINES
         self._bar: Bar | None = None
 
     def __enter__(self) -> Self:
         if console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(self.unit))
-            rest = (TextColumn("{task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
+            rest = (TextColumn("{task.fields[pace]} {task.fields[note]}"), TimeElapsedColumn(), TimeRemainingColumn())
             self._bar = Bar(*columns, *rest, console=console)
             self._bar.start()
-            self._task = self._bar.add_task(self.title, total=self.total, note="")
+            self._task = self._bar.add_task(self.title, total=self.total, pace="", note="")
         return self
 
     def advance(self, count: int, note: str = "") -> None:
         """`count` more are done."""
         self.done += count
         if self._bar is not None:
-            self._bar.update(self._task, advance=count, note=note)
+            self._bar.update(self._task, advance=count, pace=self._pace(), note=note)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _SECONDS_BETWEEN_LINES
-            log.info("%s: %d of %d %s %s", self.title, self.done, self.total, self.unit, note)
+            words = (self.unit, self._pace(), self._left(), note)
+            log.info("%s: %d of %d %s", self.title, self.done, self.total, " ".join(filter(None, words)))
+
+    @property
+    def _per_second(self) -> float:
+        return self.done / max(time.monotonic() - self._begun, 1e-9)
+
+    def _pace(self) -> str:
+        """How many a second; nothing where that is less than one."""
+        return f"({self._per_second:,.0f}/s)" if self._per_second >= 1 else ""
+
+    def _left(self) -> str:
+        """How long the rest takes if it goes on so."""
+        if not 0 < self.done < self.total:
+            return ""
+        minutes, seconds = divmod(round((self.total - self.done) / self._per_second), 60)
+        return f"{minutes}:{seconds:02} left"
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,126 +1,111 @@
-"""Top-N per user from a registered version, published for a day at once."""
+"""Top-N per user from a registered version, published for a day at once: planned, scored shard by shard, published.
+
+`score` does all of it. The three parts are steps of their own as well, for engines that do shards elsewhere, such as
+Airflow's mapped tasks.
+"""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
-from typing import Any
+from contextlib import contextmanager
+from datetime import date
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
 
-import numpy as np
-import pyarrow as pa
-
-from pipelines import sql
-from pipelines.candidates import CandidateLists
 from pipelines.config import Recommender
-from pipelines.entities import Moment, entity_rows, moments
-from pipelines.errors import NotDueError
-from pipelines.progress import Progress
-from pipelines.registry import Registry, Version
-from pipelines.tables import Tables
-from recsys_moe import checkpoint
-from recsys_moe.checkpoint import Ranker
+from pipelines.scoring import engine, plan
+from pipelines.scoring.plan import Plan
+from pipelines.scoring.publish import publish
+from pipelines.scoring.shard import Scorer
+from pipelines.scratch import scratch_of
 from recsys_moe.errors import UserError
-from recsys_moe.scoring import TopN, score_top_n
 
-log = logging.getLogger(__name__)
+Engine = Literal["processes", "spark"]
 
 
-def score(config: Recommender, ds: date, model_version: int | None = None) -> dict[str, Any]:
+def engine_named(name: str) -> Engine:
+    """An engine, by its name.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    for known in get_args(Engine):
+        if name == known:
+            return cast(Engine, known)
+    raise UserError(f"--engine: {name!r} is none of {', '.join(get_args(Engine))}")
+
+
+def score(
+    config: Recommender, ds: date, model_version: int | None = None, engine_name: Engine = "processes"
+) -> dict[str, Any]:
     """Publish `scores` of day `ds`: features through that day, to serve the next one.
+
+    A run that was killed is gone on with: shards that stand are not scored again.
 
     Args:
         config: the recommender.
         ds: the last day whose rows are looked at.
         model_version: a version's number; the champion where None.
+        engine_name: who does the shards: processes of this machine, or Spark.
 
     Raises:
         NotDueError: there is no champion yet.
-        UserError: the day was not ingested, or the model reads what the day does not have.
+        UserError: the day was not ingested, the model reads what the day does not have, or what came out is not fit to
+            be served.
+        TryAgainError: a shard failed three times, or another process scores the same.
     """
-    registry = Registry(config)
-    version = registry.champion() if model_version is None else registry.version(model_version)
-    if version is None:
-        raise NotDueError(f"{ds}: there is no champion yet; train and promote a version first")
-    tables = Tables(config.storage)
-    if ds not in tables.days("interactions"):
-        raise UserError(f"{ds}: was not ingested; run `recsys-moe ingest --as-of {ds}` first")
-    if config.features.history and ds not in tables.days("daily_counts"):
-        raise UserError(f"{ds}: was not prepared; run `recsys-moe prepare --as-of {ds}` first")
-    ranker = checkpoint.load(registry.checkpoint(version))
-    parts = [part for moment in moments(config, ds).values() for part in _score_moment(config, tables, ranker, moment)]
-    rows = _with_origin(pa.concat_tables(parts), version)
-    _check(rows, ranker)
-    number = tables.replace_day("scores", ds, rows)
-    users = len(rows.column("user_id").unique())
-    log.info("scored %s: %d users, %d rows, version %d", ds, users, len(rows), version.number)
-    return {
-        "step": "score",
-        "ds": ds.isoformat(),
-        "users": users,
-        "rows": len(rows),
-        "contexts": list(config.scoring.named_contexts),
-        "model_version": version.number,
-        "table": tables.path("scores"),
-        "versions": {"scores": number},
-    }
+    with _alone(config, ds) as spill:
+        made = plan.make(config, ds, model_version, spill)
+        if engine_name == "spark":
+            from pipelines.scoring import spark
+
+            spark.run(config, made)
+        else:
+            engine.run(config, made)
+        return publish(config, made, spill)
 
 
-def _score_moment(config: Recommender, tables: Tables, ranker: Ranker, moment: Moment) -> Iterator[pa.Table]:
-    """The rows of one context, block of users by block."""
-    with sql.connect(config.columns.timezone) as connection:
-        users = entity_rows(connection, config, tables, moment, "user")
-        items = entity_rows(connection, config, tables, moment, "item")
-        user_ids, item_ids = users.column(config.columns.user), items.column(config.columns.item)
-        candidates = CandidateLists.of(connection, config, tables, moment.ds, user_ids, item_ids)
-    names, sources = ranker.encoder.segment_of(users)
-    weights = [config.score_weights.get(task.name, 0.0) for task in ranker.config.tasks]
-    with Progress(f"score {moment.name}", users.num_rows, "users") as progress:
-        blocks = score_top_n(ranker, users, items, candidates.for_all(), weights, config.scoring.top_n)
-        for best in blocks:
-            progress.advance(len(np.unique(best.user)))
-            yield _rows(config, ranker, moment.name, best, user_ids, item_ids, names, sources)
+def score_plan(config: Recommender, ds: date, model_version: int | None = None) -> dict[str, Any]:
+    """Plan a scoring: which version, which users in which shards, and which items are candidates.
+
+    Raises:
+        As `score`.
+    """
+    with _alone(config, ds) as spill:
+        made = plan.make(config, ds, model_version, spill)
+    told = {"plan": made.id, "shards": made.shards, "users": made.users, "model_version": made.version}
+    return {"step": "score-plan", "ds": ds.isoformat(), **told}
 
 
-def _rows(
-    config: Recommender,
-    ranker: Ranker,
-    context: str,
-    best: TopN,
-    user_ids: pa.ChunkedArray,
-    item_ids: pa.ChunkedArray,
-    segments: pa.Array,
-    segment_sources: pa.Array,
-) -> pa.Table:
-    user = pa.array(best.user)
-    columns = {
-        "context": pa.repeat(pa.scalar(context), len(user)),
-        "user_id": user_ids.take(user),
-        "item_id": item_ids.take(pa.array(best.item)),
-        "rank": pa.array(best.rank.astype(np.int32)),
-        "score": pa.array(best.score),
-        **{f"score_{t.name}": pa.array(best.task_scores[:, n].copy()) for n, t in enumerate(ranker.config.tasks)},
-        "segment": segments.take(user),
-        "segment_source": segment_sources.take(user),
-        "candidate_source": pa.repeat(pa.scalar(config.scoring.candidates.source), len(user)),
-    }
-    return pa.table(columns)
+def score_shard(config: Recommender, plan_id: str, number: int) -> dict[str, Any]:
+    """Score one shard of a plan; one that stands is left as it is.
+
+    Raises:
+        UserError: there is no such plan or shard.
+        TryAgainError: it failed.
+    """
+    made = Plan.read(config, plan_id)
+    made.check_shard(number)
+    # Once: who calls this has a way of its own to try again.
+    rows = engine.attempted(made, number, lambda shard: Scorer(config, made).score(shard), attempts=1)
+    return {"step": "score-shard", "plan": plan_id, "shard": number, "rows": rows}
 
 
-def _with_origin(rows: pa.Table, version: Version) -> pa.Table:
-    origin = {
-        "model_version": pa.scalar(version.number, pa.int64()),
-        "run_id": pa.scalar(version.run_id),
-        "scored_at": pa.scalar(datetime.now(UTC), pa.timestamp("us", "UTC")),
-    }
-    for name, value in origin.items():
-        rows = rows.append_column(name, pa.repeat(value, len(rows)))
-    return rows
+def score_publish(config: Recommender, plan_id: str) -> dict[str, Any]:
+    """Publish a plan whose shards are all there; where it is published already, say so again.
+
+    Raises:
+        UserError: there is no such plan, a shard is not there, or what came out is not fit to be served.
+    """
+    if (told := plan.published(config, plan_id)) is not None:
+        return told
+    made = Plan.read(config, plan_id)
+    with _alone(config, made.ds) as spill:
+        return publish(config, made, spill)
 
 
-def _check(rows: pa.Table, ranker: Ranker) -> None:
-    """Nothing is published that a serving store should not have."""
-    if not len(rows):
-        raise UserError("score: no user got a single item; are all candidates seen (scoring.exclude_seen)?")
-    for name in ("score", *(f"score_{task.name}" for task in ranker.config.tasks)):
-        assert np.isfinite(rows.column(name).to_numpy()).all(), f"{name} has a value that is no number"
+@contextmanager
+def _alone(config: Recommender, ds: date) -> Iterator[Path]:
+    """A folder for what does not fit the memory; no other process of this machine scores the day meanwhile."""
+    with scratch_of(config, "score", ds.isoformat(), resume=True) as folder:
+        yield folder

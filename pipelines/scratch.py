@@ -1,4 +1,4 @@
-"""The folder of one training or search: kept where it is killed or fails, so that the next try goes on from there."""
+"""The folder of one training, search or scoring: kept where it is killed or fails, so that the next try goes on from there."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pipelines.config import Recommender
 from pipelines.errors import TryAgainError
 from pipelines.maintain import clear_scratch
 
-Step = Literal["train", "tune", "reproduce"]
+Step = Literal["train", "tune", "reproduce", "score"]
 """What has a folder; the first two can be gone on with."""
-_WORK: dict[Step, str] = {"train": "training", "tune": "search", "reproduce": "reproduction"}
+_WORK: dict[Step, str] = {"train": "training", "tune": "search", "reproduce": "reproduction", "score": "scoring"}
 _LOCK = "lock"
 
 

@@ -39,6 +39,8 @@ ONLY_IN = {
     "pyarrow": ("pipelines/", "benchmarks/", "recsys_moe/encoding/"),
     "sklearn": ("recsys_moe/encoding/", "pipelines/baselines/", "benchmarks/"),
     "optuna": ("pipelines/study.py",),
+    "faiss": ("pipelines/scoring/candidates/nearest.py",),
+    "pyspark": ("pipelines/scoring/spark.py",),
 }
 # Naming a table's type in a signature costs nothing at run time and reads no data.
 FOR_TYPES_ANYWHERE_IN = {"pyarrow": "recsys_moe/"}

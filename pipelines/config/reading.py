@@ -6,6 +6,7 @@ import difflib
 import itertools
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,21 @@ def _absolute(raw: dict[str, Any], folder: Path) -> dict[str, Any]:
         raw["exports"] = [_export(value, n, folder) for n, value in enumerate(raw["exports"])]
     if isinstance(raw.get("source"), dict):
         raw["source"] = {key: source(value) for key, value in raw["source"].items()}
+    if isinstance(raw.get("scoring"), dict):
+        raw["scoring"] = _scoring(raw["scoring"], source)
     return raw
+
+
+def _scoring(raw: dict[str, Any], source: Callable[[Any], Any]) -> dict[str, Any]:
+    """Its list of users, and its candidates' tables, with absolute paths."""
+
+    def with_rows(value: Any) -> Any:
+        return {**value, "rows": source(value["rows"])} if isinstance(value, dict) and "rows" in value else value
+
+    found = raw.get("candidates")
+    candidates = [with_rows(one) for one in found] if isinstance(found, list) else with_rows(found)
+    changes = {"users": source(raw.get("users")), "candidates": candidates}
+    return raw | {key: value for key, value in changes.items() if key in raw}
 
 
 def _export(value: Any, number: int, folder: Path) -> Any:

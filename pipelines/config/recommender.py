@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator, model_validator
 
@@ -13,11 +13,15 @@ from pipelines.config.contract import Contract, Leaks, Retention, Sampling
 from pipelines.config.data import Columns, Features, TaskSource, history_feature, last_seen_feature
 from pipelines.config.exports import Export, FileExport, RedisExport
 from pipelines.config.monitoring import Monitoring
+from pipelines.config.scoring import CoVisited, Popular, Scoring, Similar
 from pipelines.config.segments import WrittenSegments
 from pipelines.config.sources import Name, Sources
-from pipelines.config.steps import Evaluation, ModelShape, Schedule, Scoring, Simulation
+from pipelines.config.steps import Evaluation, ModelShape, Schedule, Simulation
 from pipelines.config.tuning import Tuning, Value, check_paths, value_at, with_values
 from recsys_moe.config import BehaviouralSegments, Frozen, Segments, TrainingConfig
+
+if TYPE_CHECKING:
+    from recsys_moe.scoring import Blend
 
 RESERVED_COLUMNS = ("ds", "event_day", "event_time", "source_row", "source_file", "row_weight", "removed")
 """Columns that the tables add; a source may not bring its own. (The timestamp itself may be called event_time.)"""
@@ -82,6 +86,7 @@ class Recommender(Frozen):
         _check_warm_start(self)
         _check_tuning(self)
         _check_lists(self)
+        _check_candidates(self)
         _check_exports(self)
         _check_gate(self)
         return self
@@ -144,9 +149,13 @@ class Recommender(Frozen):
         return {"model": self.model, "training": self.training}
 
     @property
-    def score_weights(self) -> dict[str, float]:
-        """Weight of each task's probability in the final score; the first task alone where nothing is said."""
-        return self.scoring.weights or {self.tasks[0].name: 1.0}
+    def blend(self) -> Blend:
+        """How tasks' probabilities make the final score; the first task's alone where nothing is said."""
+        from recsys_moe.scoring import Blend  # with it comes torch, which reading a configuration does without
+
+        if self.scoring.powers:
+            return Blend(self.scoring.powers, "product")
+        return Blend(self.scoring.weights or {self.tasks[0].name: 1.0})
 
 
 def _check_tasks(config: Recommender) -> None:
@@ -166,9 +175,15 @@ def _check_tasks(config: Recommender) -> None:
     wanted |= {"sampling.keep_negatives.task": sampled.task if sampled else None}
     wanted |= {f"features.history.recent.{n}.task": r.task for n, r in enumerate(history.recent if history else ())}
     wanted |= {f"scoring.weights.{name}": name for name in config.scoring.weights or {}}
+    wanted |= {f"scoring.powers.{name}": name for name in config.scoring.powers or {}}
     for where, name in wanted.items():
         if name is not None and name not in names:
             raise ValueError(f"{where}: {name!r} is no task; there is {names}")
+    for name in config.scoring.powers or {}:
+        if config.tasks[names.index(name)].kind != "binary":
+            raise ValueError(
+                f"scoring.powers.{name}: {name!r} is no yes or no, and its value may be negative; use weights"
+            )
 
 
 def _check_outcomes(config: Recommender) -> None:
@@ -245,6 +260,17 @@ def _check_lists(config: Recommender) -> None:
     named, names = config.evaluation.lists.diversity_by, [feature.name for feature in config.features.categorical]
     if named is not None and named not in names:
         raise ValueError(f"evaluation.lists.diversity_by: {named!r} is no categorical feature; there is {names}")
+
+
+def _check_candidates(config: Recommender) -> None:
+    kinds = {task.name: task.kind for task in config.tasks}
+    for one in config.scoring.candidates:
+        where = f"scoring.candidates.{one.source}"
+        if isinstance(one, Popular) and one.by == "segment" and config.segments is None:
+            raise ValueError(f"{where}.by: there are no segments; take everyone, or say what `segments` are by")
+        if isinstance(one, CoVisited | Similar) and one.task is not None and kinds.get(one.task) != "binary":
+            binary = [name for name, kind in kinds.items() if kind == "binary"]
+            raise ValueError(f"{where}.task: {one.task!r} is no binary task; there is {binary}")
 
 
 def _check_exports(config: Recommender) -> None:

@@ -16,7 +16,7 @@ from pydantic import (
     model_validator,
 )
 
-from pipelines.config.sources import Column, Name
+from pipelines.config.sources import Column
 from recsys_moe.config import Experts, Frozen, Gating, Share
 from recsys_moe.presets import PRESETS, with_preset
 
@@ -184,43 +184,6 @@ class Evaluation(Frozen):
     @classmethod
     def _time_by_default(cls, value: Any) -> Any:
         return {"by": "time", **value} if isinstance(value, dict) else value
-
-
-class Candidates(Frozen):
-    """Which items are scored for a user: every known one, or the most viewed of the last days."""
-
-    source: Literal["all", "popular"] = "popular"
-    limit: PositiveInt = 200
-    days: PositiveInt = 7
-
-
-class Scoring(Frozen):
-    """Top-N per user: for whom is it, at which moment, and how task probabilities make one score."""
-
-    candidates: Candidates = Candidates()
-    top_n: PositiveInt = 20
-    exclude_seen: bool = False
-    context: dict[Column, str | int | float] = Field(default_factory=dict)
-    contexts: dict[Name, dict[Column, str | int | float]] = Field(default_factory=dict)
-    weights: Annotated[dict[str, float], Field(min_length=1)] | None = None
-
-    @field_validator("weights")
-    @classmethod
-    def _weigh_something(cls, value: dict[str, float] | None) -> dict[str, float] | None:
-        if value and not any(value.values()):
-            raise ValueError("all are 0, which gives every item the same score; weigh at least one task")
-        return value
-
-    @model_validator(mode="after")
-    def _one_way_to_say_it(self) -> Self:
-        if self.context and self.contexts:
-            raise ValueError("give either context (one moment) or contexts (several, by name), not both")
-        return self
-
-    @property
-    def named_contexts(self) -> dict[str, dict[str, str | int | float]]:
-        """The moments to score for, by name; a single one is called `default`."""
-        return self.contexts or {"default": self.context}
 
 
 class Alerts(Frozen):

@@ -69,9 +69,9 @@ class Airflow:
         return runs
 
     def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """The run's tasks: `task_id`, `state` and `try_number` of each."""
+        """The run's tasks: `task_id`, `map_index` (-1 where it is not mapped), `state` and `try_number` of each."""
         path = f"dags/{dag_id}/dagRuns/{run_id}/taskInstances"
-        tasks: list[dict[str, Any]] = self._call("GET", path)["task_instances"]
+        tasks: list[dict[str, Any]] = self._call("GET", path, params={"limit": 500})["task_instances"]
         return tasks
 
     def result(self, dag_id: str, run_id: str, task_id: str) -> Any:

@@ -11,11 +11,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import httpx
 
@@ -47,6 +48,12 @@ class Layout:
     def task_logs(self) -> Path:
         """The folder of the tasks' logs."""
         return self.home / "logs"
+
+    def task_log(self, dag_id: str, run_id: str, task: Mapping[str, Any]) -> Path:
+        """The log of a task's last try; mapped ones have one each."""
+        which = f"map_index={task['map_index']}" if task["map_index"] >= 0 else ""
+        folder = self.task_logs / f"dag_id={dag_id}" / f"run_id={run_id}" / f"task_id={task['task_id']}"
+        return folder / which / f"attempt={task['try_number']}.log"
 
 
 @dataclass(frozen=True)
@@ -124,6 +131,7 @@ def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Servic
             services.wait_until("starting MLflow", lambda: _answers(f"{login.url}/health"))
         with closing(airflow):
             airflow.create_pool("gpu", 1, "one training at a time")
+            airflow.create_pool("scoring", TASKS_AT_ONCE, "shards that are scored at a time")
             yield services
 
 
@@ -228,6 +236,8 @@ def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
         "API__BASE_URL": url,
         "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.home / 'airflow.db'}",
         "LOGGING__BASE_LOG_FOLDER": str(layout.task_logs),
+        # The first task's requests wait until the server has loaded; with 5 s each, a busy machine fails that task.
+        "WORKERS__EXECUTION_API_TIMEOUT": "60",
     }
     environment = {
         **os.environ,

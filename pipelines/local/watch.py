@@ -93,8 +93,7 @@ class Watch:
         tasks = self.services.airflow.tasks(dag_id, run["dag_run_id"])
         # `failed` only passes on that another task has failed.
         task = next((one for one in tasks if one["state"] == "failed" and one["task_id"] != "failed"), tasks[0])
-        folder = self.services.layout.task_logs / f"dag_id={dag_id}" / f"run_id={run['dag_run_id']}"
-        log = folder / f"task_id={task['task_id']}" / f"attempt={task['try_number']}.log"
+        log = self.services.layout.task_log(dag_id, run["dag_run_id"], task)
         return f"{dag_id}: {task['task_id']} of {run['partition_key']} failed. Its log ends with\n{tail_of_task(log)}"
 
     def _grid(self) -> Table:

@@ -19,6 +19,8 @@ from recsys_moe.scoring.tables import Tables
 
 USER_SIDES: tuple[Side, ...] = ("user", "context")
 ENCODED_AT_ONCE = 4096
+COLUMNS = 32
+"""Candidates that are gone through for one user after the other."""
 TABLE_BYTES = 2**29
 """Where the parts of all items take more, those that a tile needs are made for each tile, so many at a time."""
 Precision = Literal["fp32", "bf16"]
@@ -53,15 +55,15 @@ class Block:
     @torch.inference_mode()
     def probabilities(self, tile: Tile) -> Tensor:
         """[U, W, T] of the tile's valid pairs, zero elsewhere, on the CPU."""
-        # By column, as neighbours then have items that are the same or near: their parts are in the cache.
-        column, user = tile.valid.t().nonzero(as_tuple=True)
-        item = tile.item.t()[column, user]
+        user, column = _in_groups(tile.valid)
+        item = tile.item[user, column]
         assert not len(item) or (item.min() >= 0 and item.max() < self.items.num_rows), "a candidate is no item"
         out = torch.zeros(*tile.item.shape, len(self.ranker.config.tasks))
+        place = user * tile.item.shape[1] + column
         for some, pairs in self._held(torch.stack([user, item], 1)):
             logits = self.logits(pairs.to(self.device))
             chances = self.model.probabilities(functional.pad(logits, (0, 0, 0, -len(logits) % PADDING)))
-            out[user[some], column[some]] = chances[: len(logits)].to("cpu", out.dtype)
+            out.view(-1, out.shape[2]).index_copy_(0, place[some], chances[: len(logits)].to("cpu", out.dtype))
         return out
 
     def _held(self, pairs: Tensor) -> Iterator[tuple[Tensor | slice, Tensor]]:
@@ -103,3 +105,11 @@ class Block:
             encoded = self.ranker.encoder.encode(table.slice(start, ENCODED_AT_ONCE), sides)
             batch = self.ranker.encoder.to_batch(encoded).to(self.device)
             yield start, self.model.inputs(batch), batch.segment
+
+
+def _in_groups(valid: Tensor) -> tuple[Tensor, Tensor]:
+    """Users and columns of the valid pairs, user by user within some columns: so a user's parts are read once for all
+    of these, while the items, which are the same or near from user to user, stay in the cache."""
+    parts = [(at, valid[:, at : at + COLUMNS].nonzero()) for at in range(0, max(valid.shape[1], 1), COLUMNS)]
+    user, column = torch.cat([part + torch.tensor([0, at]) for at, part in parts]).unbind(1)
+    return user, column

@@ -17,12 +17,14 @@ from torch import Tensor
 from recsys_moe.gates import Gates, Routing
 from recsys_moe.scoring import steps
 
+LANES = 64
+
 
 def routing(gates: Gates, logits: Tensor) -> Routing:
     """As `steps.routing`."""
     if gates.top_k >= gates.layout.routed:
         return gates.route(logits)
-    score = gates.selection(logits).contiguous()
+    score = gates.selection(logits)
     chosen = torch.empty(*score.shape[:2], gates.top_k, dtype=torch.int64)
     _choose(score.numpy(), chosen.numpy())
     return gates.route(logits, chosen)
@@ -61,6 +63,14 @@ def mix(outputs: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     return out
 
 
+def best(score: Tensor, count: int) -> Tensor:
+    """As `steps.best`."""
+    place = torch.empty(len(score), min(count, score.shape[1]), dtype=torch.int64)
+    if place.numel():
+        _best(score.numpy(), place.numpy())
+    return place
+
+
 def _compiled(function: Any) -> Any:
     try:
         return numba.njit(function, cache=True, nogil=True, error_model="numpy")
@@ -70,19 +80,26 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def _choose(score: Any, chosen: Any) -> None:
-    """The best of each row, in order, of equals the first; those that were found become minus infinity."""
+    """The best of each row, in order, of equals the first; LANES rows are compared at once."""
     rows, gates, experts = score.shape
-    for row in range(rows):
+    lanes, best = np.empty((experts, LANES), score.dtype), np.empty(LANES, score.dtype)
+    found = np.empty(LANES, np.int32)
+    for start in range(0, rows, LANES):
+        count = min(LANES, rows - start)
         for gate in range(gates):
-            of_gate = score[row, gate]
+            for lane in range(count):
+                for expert in range(experts):
+                    lanes[expert, lane] = score[start + lane, gate, expert]
             for place in range(chosen.shape[2]):
-                best, found = of_gate[0], 0
+                best[:], found[:] = lanes[0], 0
                 for expert in range(1, experts):
-                    is_better = of_gate[expert] > best
-                    best = of_gate[expert] if is_better else best  # both at once: no branch to guess
-                    found = expert if is_better else found
-                chosen[row, gate, place] = found
-                of_gate[found] = -np.inf
+                    for lane in range(LANES):
+                        is_better = lanes[expert, lane] > best[lane]
+                        best[lane] = lanes[expert, lane] if is_better else best[lane]
+                        found[lane] = expert if is_better else found[lane]
+                for lane in range(count):
+                    chosen[start + lane, gate, place] = found[lane]
+                    lanes[found[lane], lane] = -np.inf
 
 
 @_compiled
@@ -140,3 +157,27 @@ def _mix(outputs: Any, place: Any, weights: Any, out: Any) -> None:
                 more, share = outputs[place[row, task, slot]], weights[row, task, slot]
                 for column in range(out.shape[2]):
                     result[column] += share * more[column]
+
+
+@_compiled
+def _is_above(value: Any, other: Any) -> Any:
+    """As torch sorts: what is no number is above all, and is seen so."""
+    return value > other or (value != value and other == other)
+
+
+@_compiled
+def _best(score: Any, place: Any) -> None:
+    """Of each row a sorted list of the best so far; most columns are below its end and cost one comparison."""
+    most = place.shape[1]
+    for row in range(score.shape[0]):
+        of_row, found, count = score[row], place[row], 0
+        for column in range(score.shape[1]):
+            value = of_row[column]
+            if count == most and not _is_above(value, of_row[found[most - 1]]):
+                continue
+            count = min(count + 1, most)
+            at = count - 1
+            while at > 0 and _is_above(value, of_row[found[at - 1]]):
+                found[at] = found[at - 1]
+                at -= 1
+            found[at] = column

@@ -5,11 +5,22 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from recsys_moe.gates import Gates, Routing
+
+
+def on(device: torch.device) -> ModuleType:
+    """The module whose functions are quickest there: these, or for a CPU the compiled ones where Numba is."""
+    # Where a model is only served, there is none.
+    is_there = device.type == "cpu" and find_spec("numba") is not None
+    return import_module("recsys_moe.scoring." + ("compiled" if is_there else "steps"))
 
 
 def routing(gates: Gates, logits: Tensor) -> Routing:
@@ -47,6 +58,11 @@ def mix(outputs: Tensor, place: Tensor, weights: Tensor) -> Tensor:
     """[B, T, O] sums of the outputs [N, O] at places [B, T, K], by weights [B, T, K]."""
     mixed = sums(outputs, place.flatten(), place.shape[-1], weights.to(outputs.dtype).flatten())
     return mixed.view(*place.shape[:2], -1)
+
+
+def best(score: Tensor, count: int) -> Tensor:
+    """[U, N] columns of the `count` best scores [U, W], the best first, of equals the left one."""
+    return score.sort(dim=1, descending=True, stable=True).indices[:, :count]
 
 
 def sums(table: Tensor, index: Tensor, size: int, weights: Tensor | None = None) -> Tensor:

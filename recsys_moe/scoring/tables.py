@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recsys_moe.model import RankingModel
+from recsys_moe.model import RankingModel, not_of_items
 from recsys_moe.scoring.network import Network
 
 
@@ -29,6 +29,8 @@ class Tables:
         count, _, hidden = network.first.shape
         self.experts = like.new_empty(count, users + items, hidden, dtype=dtype)
         self.gates = like.new_empty(users + (0 if self.by_user_alone else items), like.shape[1])
+        plain = network.first[: count - self.has_segments]
+        self._sides = {is_user: _side(model, plain, is_user) for is_user in (True, False)}
         kept = users + items if self.has_segments else 0
         self._inputs = like.new_empty(kept, model.input_dim)
 
@@ -55,16 +57,23 @@ class Tables:
             table[rows] = _product(self._inputs[rows], weight, is_user).to(table.dtype)
 
     def _set_experts(self, first: int, x: Tensor, of_users: bool) -> None:
-        x = x.to(self.network.first.dtype)
-        plain = len(self.experts) - self.has_segments
-        for weight, table in zip(self.network.first[:plain], self.experts[:plain], strict=True):
-            rows = table[first : first + len(x)]
-            if rows.dtype == x.dtype and not of_users:
-                torch.mm(x, weight[: x.shape[1]], out=rows)
-            else:
-                rows.copy_(_product(x, weight, of_users))
         if self.has_segments:
             self._inputs[first : first + len(x)] = x
+        inputs, weights, biases = self._sides[of_users]
+        x = x[:, inputs].to(weights.dtype)
+        for weight, bias, table in zip(weights, biases, self.experts, strict=False):
+            rows = table[first : first + len(x)]
+            if rows.dtype == x.dtype:
+                torch.addmm(bias, x, weight, out=rows)
+            else:
+                rows.copy_(torch.addmm(bias, x, weight))
+
+
+def _side(model: RankingModel, first: Tensor, of_users: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Which inputs are a side's, the weights [E, D', H] of first layers [E, D, H] that read them, and biases [E, H]."""
+    inputs = (not_of_items(model.config) == of_users).nonzero().squeeze(1).to(first.device)
+    bias = first[:, model.input_dim]
+    return inputs, first[:, inputs], bias if of_users else torch.zeros_like(bias)
 
 
 def _product(x: Tensor, weight: Tensor, with_bias: bool) -> Tensor:

@@ -23,8 +23,8 @@ import on_call
 with DAG("my_shop_train") as dag:
     task = BashOperator(task_id="train", bash_command="true")
 
-def told(run_id, result=None):
-    ti = SimpleNamespace(task_id="train", dag_id=dag.dag_id, run_id=run_id, try_number=2, map_index=-1,
+def told(run_id, result=None, map_index=-1):
+    ti = SimpleNamespace(task_id="train", dag_id=dag.dag_id, run_id=run_id, try_number=2, map_index=map_index,
                          log_url="http://airflow/log", xcom_pull=lambda task_ids: result)
     run = SimpleNamespace(partition_key="2026-01-31", run_id=run_id)
     context = {"ti": ti, "dag_run": run, "task": task, "dag": dag, "exception": ValueError("it broke")}
@@ -39,6 +39,8 @@ print(json.dumps({
     "logged": told("one", {"version": 7, "run_id": "abc"}),
     "scored": told("one", {"model_version": 7}),
     "unlogged": told("two"),
+    "mapped": told("one", map_index=3),
+    "no_command": told("three"),
 }))
 """
 LOG = [
@@ -52,13 +54,19 @@ LOG = [
 ]
 
 
+def _write_log(home: Path, where: str, events: list[str]) -> None:
+    log = home / "logs" / "dag_id=my_shop_train" / where / "attempt=2.log"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(json.dumps({"event": event}) + "\n" for event in events) + "not json\n", encoding="utf-8")
+
+
 @pytest.fixture(scope="module")
 def said(project_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What is said of three failures."""
     home = tmp_path_factory.mktemp("airflow")
-    log = home / "logs" / "dag_id=my_shop_train" / "run_id=one" / "task_id=train" / "attempt=2.log"
-    log.parent.mkdir(parents=True)
-    log.write_text("".join(json.dumps({"event": event}) + "\n" for event in LOG) + "not json\n", encoding="utf-8")
+    _write_log(home, "run_id=one/task_id=train", LOG)
+    _write_log(home, "run_id=one/task_id=train/map_index=3", ["Output:", "error: shard 3 of 8 failed"])
+    _write_log(home, "run_id=three/task_id=train", ["DAG bundles loaded"])
     settings = {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(home / "logs"),
@@ -81,8 +89,16 @@ def test_the_message_has_the_commands_last_lines_and_what_to_do(said: dict[str, 
     assert lines[-1] == "http://airflow/log"
 
 
-def test_without_a_log_the_message_has_the_exception(said: dict[str, Any]) -> None:
-    assert "it broke" in said["unlogged"]["message"].splitlines()
+def test_the_message_names_a_mapped_task_by_its_number(said: dict[str, Any]) -> None:
+    first, _, *lines = said["mapped"]["message"].splitlines()
+    assert first == "train 3 of 2026-01-31 failed in my_shop_train (try 2)."
+    assert lines[0] == "error: shard 3 of 8 failed"
+    assert "then clear the task train 3 in the run one:" in lines[-2]
+
+
+@pytest.mark.parametrize("which", ["unlogged", "no_command"])
+def test_without_a_commands_words_the_message_has_the_exception(said: dict[str, Any], which: str) -> None:
+    assert "it broke" in said[which]["message"].splitlines()
 
 
 def test_a_mail_says_the_same_and_escapes_it(said: dict[str, Any]) -> None:

@@ -24,10 +24,21 @@ READ = """
 import json, sys
 from pathlib import Path
 from airflow.dag_processing.dagbag import BundleDagBag
+from airflow.sdk.exceptions import AirflowFailException
 from airflow.serialization.serialized_objects import DagSerialization
 
 dags = Path(sys.argv[1])
 bag = BundleDagBag(dag_folder=dags, bundle_path=dags, bundle_name="test")
+def of(task, name):
+    return task.partial_kwargs.get(name) if task.is_mapped else getattr(task, name, None)
+
+def of_shards(count):
+    score = next(dag for dag_id, dag in sorted(bag.dags.items()) if dag_id.endswith("_score"))
+    try:
+        return score.get_task("shards").python_callable({"shards": count})
+    except AirflowFailException as refusal:
+        return str(refusal)
+
 heavy = ("torch", "mlflow", "pandas", "numpy", "pyarrow", "pipelines", "recsys_moe")
 print(json.dumps({
     "dags": {dag_id: DagSerialization.to_dict(dag)["dag"] for dag_id, dag in bag.dags.items()},
@@ -35,12 +46,13 @@ print(json.dumps({
               for dag_id, dag in bag.dags.items()},
     "errors": bag.import_errors,
     "heavy": sorted(set(heavy) & set(sys.modules)),
-    "commands": {f"{dag_id}.{task.task_id}": [task.python_callable(), task.env] for dag_id, dag in bag.dags.items()
-                 for task in dag.tasks if hasattr(task, "append_env")},
+    "commands": {f"{dag_id}.{task.task_id}": [task.python_callable(), of(task, "env")]
+                 for dag_id, dag in bag.dags.items() for task in dag.tasks if of(task, "append_env")},
     "of_task": {f"{dag_id}.{task.task_id}": {
                     "retries": task.retries,
                     "decisions": {code: task.retry_policy.evaluate(Exception(f"exit code {code}."), 1, 3).action.value
                                   for code in (2, 75, 1, 22)},
+                    "mapped": task.is_mapped,
                     "seconds": task.execution_timeout.total_seconds(),
                     "outlets": [outlet.name for outlet in task.outlets],
                     "pool": task.pool,
@@ -48,10 +60,18 @@ print(json.dumps({
                     "on_failure": [getattr(one, "__name__", type(one).__name__) for one in task.on_failure_callback],
                     "on_success": [getattr(one, "__name__", type(one).__name__) for one in task.on_success_callback],
                 } for dag_id, dag in bag.dags.items() for task in dag.tasks},
+    "shards": [of_shards(3), of_shards(1025)],
     "docs": {dag_id: dag.doc_md for dag_id, dag in bag.dags.items()},
 }))
 """
 
+PARTS = {
+    "maintain.maintain": ("maintain", ""),
+    "score.plan": ("score-plan", ' --as-of "$AS_OF"'),
+    "score.shard": ("score-shard", ' --plan "$PLAN" --shard "$SHARD"'),
+    "score.score": ("score-publish", ' --plan "$PLAN"'),
+}
+"""Commands that are called otherwise than their tasks, or without a day, and their options."""
 KINDS = ("ingest", "train", "score", "monitor", "maintain")
 Read = Callable[[Path], dict[str, Any]]
 
@@ -113,7 +133,7 @@ def test_each_schedule_makes_five_dags(broken: dict[str, Any]) -> None:
     names = [f"{name}_{what}" for name in ("good", "rarely") for what in KINDS]
     assert sorted(broken["dags"]) == sorted(names)
     assert broken["tasks"]["good_ingest"] == {"ingest": ["prepare"], "prepare": []}
-    assert broken["tasks"]["good_score"] == {"score": []}
+    assert broken["tasks"]["good_score"] == {"plan": ["shards"], "shards": ["shard"], "shard": ["score"], "score": []}
     assert broken["tasks"]["good_monitor"] == {
         "monitor": ["found", "retrain_is_due"],
         "found": [],
@@ -164,19 +184,34 @@ def test_days_are_caught_up_from_the_start_that_is_named(broken: dict[str, Any])
 
 def test_values_reach_the_command_through_the_environment_only(broken: dict[str, Any]) -> None:
     commands = broken["commands"]
-    assert len(commands) == 16
+    assert len(commands) == 20
     for task, (command, environment) in commands.items():
-        step = task.split(".")[1]
         assert environment["AS_OF"] == "{{ dag_run.partition_key }}"
         assert environment["DRY_RUN"] == "{{ params.dry_run }}"
         assert environment["CONFIG"].endswith(f"/{task.split('_')[0]}.yaml")
         assert "{" not in command
         assert not any(value in command for value in environment.values())
-        as_of = "" if step == "maintain" else ' --as-of "$AS_OF"'
-        assert f'set -- {step} --config "$CONFIG"{as_of}' in command
+        step, options = PARTS.get(task.split("_")[1], (task.split(".")[1], ' --as-of "$AS_OF"'))
+        assert f'set -- {step} --config "$CONFIG"{options}' in command
 
 
-@pytest.mark.parametrize("task", ["good_train.train", "good_ingest.prepare", "good_maintain.maintain"])
+def test_a_shard_is_a_task_that_is_told_its_plan_and_its_number(broken: dict[str, Any]) -> None:
+    mapped = {task for task, known in broken["of_task"].items() if known["mapped"]}
+    assert mapped == {"good_score.shard", "rarely_score.shard"}
+    environment = broken["commands"]["good_score.shard"][1]
+    assert environment["PLAN"] == broken["commands"]["good_score.score"][1]["PLAN"]
+    assert "task_ids='plan'" in environment["PLAN"]
+    assert environment["SHARD"] == "{{ ti.map_index }}"
+
+
+def test_more_shards_than_airflow_maps_are_refused(broken: dict[str, Any]) -> None:
+    fine, refusal = broken["shards"]
+    assert fine == [0, 1, 2]
+    assert refusal.startswith("error: ")
+    assert "good.yaml: scoring.users_per_shard: makes 1025 shards, and Airflow maps 1024 tasks at most" in refusal
+
+
+@pytest.mark.parametrize("task", ["good_train.train", "good_score.plan", "good_maintain.maintain"])
 @pytest.mark.parametrize(("dry_run", "code"), [("False", 0), ("True", 99)])
 def test_a_dry_run_calls_nothing_that_changes_anything(
     broken: dict[str, Any], tmp_path: Path, task: str, dry_run: str, code: int
@@ -210,9 +245,10 @@ def test_each_task_has_an_end_and_says_what_to_do(broken: dict[str, Any]) -> Non
         assert known["on_failure"] == ([] if task.endswith("_train.failed") else told)
 
 
-def test_one_training_at_a_time(broken: dict[str, Any]) -> None:
+def test_one_training_at_a_time_and_as_many_shards_as_there_are_places(broken: dict[str, Any]) -> None:
     pools = {task: known["pool"] for task, known in broken["of_task"].items()}
     assert pools.pop("good_train.train") == pools.pop("rarely_train.train") == "gpu"
+    assert pools.pop("good_score.shard") == pools.pop("rarely_score.shard") == "scoring"
     assert set(pools.values()) == {"default_pool"}
 
 
@@ -233,7 +269,8 @@ def test_the_monitor_tells_what_it_found(broken: dict[str, Any]) -> None:
 
 def test_commands_link_to_mlflow(broken: dict[str, Any]) -> None:
     links = {task: known["links"] for task, known in broken["of_task"].items()}
-    assert all(links[task] == ["MLflow version", "MLflow run"] for task in broken["commands"])
+    of_one_run = [task for task in broken["commands"] if not broken["of_task"][task]["mapped"]]
+    assert all(links[task] == ["MLflow version", "MLflow run"] for task in of_one_run)
 
 
 def test_each_dag_tells_an_on_call_person_what_to_do(broken: dict[str, Any]) -> None:

@@ -12,16 +12,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from pipelines.local.airflow_api import Airflow
+from pipelines.local.services import Layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -49,6 +51,7 @@ ENDED = ("success", "failed")
 class Served:
     """Airflow and MLflow under a process of their own."""
 
+    layout: Layout
     process: subprocess.Popen[str]
     airflow: Airflow
     mlflow_url: str
@@ -58,23 +61,27 @@ class Served:
         """Backfill days of a recommender and wait until the runs of its DAGs have ended."""
         dag_ids = [f"{name}_{kind}" for kind in DAG_KINDS]
         for dag_id in dag_ids:
-            _wait_until(lambda dag_id=dag_id: self.airflow.has_dag(dag_id), 120)
-            self.airflow.unpause(dag_id)
+            self.switch_on(dag_id)
         self.airflow.backfill(f"{name}_ingest", first, last)
         days = [str(day) for day in DAYS if first <= day <= last]
         _wait_until(lambda: all(self.ended_days(dag_id) == days for dag_id in dag_ids), 600)
+
+    def switch_on(self, dag_id: str) -> None:
+        """Let a DAG run, once it was read."""
+        _wait_until(lambda: self.airflow.has_dag(dag_id), 120)
+        self.airflow.unpause(dag_id)
 
     def ended_days(self, dag_id: str) -> list[str]:
         """The partitions of the DAG's ended runs."""
         return sorted(run["partition_key"] for run in self.airflow.runs(dag_id) if run["state"] in ENDED)
 
     def states(self, dag_id: str) -> dict[str, tuple[str, dict[str, tuple[str, int]]]]:
-        """The state of each partition's run, and state and number of tries of its tasks."""
+        """The state of each partition's run, and state and number of tries of its tasks; mapped ones are numbered."""
         return {
             run["partition_key"]: (
                 run["state"],
                 {
-                    task["task_id"]: (task["state"], task["try_number"])
+                    _name(task): (task["state"], task["try_number"])
                     for task in self.airflow.tasks(dag_id, run["dag_run_id"])
                 },
             )
@@ -92,17 +99,28 @@ class Served:
         return sorted(event["partition_key"] for event in events if event["name"] == asset)
 
 
+def _name(task: dict[str, Any]) -> str:
+    return f"{task['task_id']} {task['map_index']}" if task["map_index"] >= 0 else str(task["task_id"])
+
+
 def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
-    while not is_so():
+    while True:
+        with suppress(httpx.TimeoutException):  # on a busy machine Airflow takes its time over the first task
+            if is_so():
+                return
         assert time.monotonic() < deadline, f"took more than {seconds} s"
         time.sleep(1)
+
+
+def _layout(folder: Path) -> Layout:
+    return Layout(home=folder / "airflow", configs=folder / "configs", mlflow=folder / "mlflow")
 
 
 @contextmanager
 def _served(folder: Path) -> Iterator[Served]:
     (folder / "configs").mkdir()
-    for name in ("shop", "breaks", "hangs"):
+    for name in ("shop", "breaks", "hangs", "loses", "stumbles"):
         (folder / "configs" / f"{name}.yaml").write_text(RECOMMENDER.format(name=name), encoding="utf-8")
     (folder / "configs" / "wrong.yaml").write_text("name: wrong\nschedule: {ingest: at night}\n", encoding="utf-8")
     environment = {**os.environ, "RECSYS_MOE_BIN": str(Path(__file__).with_name("stand_in.py"))}
@@ -114,7 +132,7 @@ def _served(folder: Path) -> Iterator[Served]:
         try:
             (url, password), (mlflow_url, mlflow_password) = json.loads(process.stdout.readline())
             with closing(Airflow(url, "admin", password)) as airflow:
-                yield Served(process, airflow, mlflow_url, mlflow_password)
+                yield Served(_layout(folder), process, airflow, mlflow_url, mlflow_password)
         finally:
             process.send_signal(signal.SIGTERM)
 
@@ -122,6 +140,9 @@ def _served(folder: Path) -> Iterator[Served]:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with _served(tmp_path_factory.mktemp("served")) as one:
+        for name in ("stumbles", "loses"):  # looked at later: a minute passes before a try
+            one.switch_on(f"{name}_score")
+            one.airflow.run(f"{name}_score", DAYS[0])
         yield one
 
 
@@ -162,6 +183,44 @@ def test_a_failed_training_fails_its_run_and_the_day_is_scored_all_the_same(serv
     assert tasks["decided"][0] == "success"
     assert tasks["failed"][0] == "failed"
     assert served.states("breaks_score")[str(DAYS[0])][0] == "success"
+
+
+def _scored(served: Served, name: str) -> tuple[str, dict[str, tuple[str, int]]]:
+    """How the scoring of a recommender ended that the fixture began."""
+    _wait_until(lambda: served.ended_days(f"{name}_score") == [str(DAYS[0])], 300)
+    return served.states(f"{name}_score")[str(DAYS[0])]
+
+
+def test_a_shard_that_cannot_be_scored_fails_the_run_and_nothing_is_published(served: Served) -> None:
+    state, tasks = _scored(served, "loses")
+
+    assert state == "failed"
+    assert tasks["shard 1"] == ("failed", 1)  # exit code 2 is not retried
+    assert tasks["shard 0"][0] == tasks["shard 2"][0] == "success"
+    assert tasks["score"] == ("upstream_failed", 0)
+    (run,) = served.airflow.runs("loses_score")
+    (shard,) = (task for task in served.airflow.tasks("loses_score", run["dag_run_id"]) if _name(task) == "shard 1")
+    assert shard["rendered_map_index"] == "shard 1 of 3"
+    said = [
+        json.loads(line)["event"]
+        for line in served.layout.task_log("loses_score", run["dag_run_id"], shard).read_text("utf-8").splitlines()
+    ]
+    (last_words,) = (event for event in said if "What to do:" in event)
+    assert last_words.startswith(f"shard 1 of {DAYS[0]} failed in loses_score (try 1).")
+    assert "error: loses.yaml: shard 1 has no columns" in last_words
+    assert f"then clear the task shard 1 in the run {run['dag_run_id']}" in last_words
+
+
+def test_a_shard_that_fails_once_is_scored_again_alone(served: Served) -> None:
+    state, tasks = _scored(served, "stumbles")
+
+    assert state == "success"
+    assert {name: tasks[name] for name in ("shard 0", "shard 1", "shard 2", "score")} == {
+        "shard 0": ("success", 1),
+        "shard 1": ("success", 2),
+        "shard 2": ("success", 1),
+        "score": ("success", 1),
+    }
 
 
 def test_a_broken_yaml_is_an_import_error_and_the_others_run(served: Served) -> None:

@@ -13,6 +13,7 @@ import yaml
 from pipelines.config import Recommender, load
 from recsys_moe.config import BucketSegments, ColumnSegments, CrossSegments
 from recsys_moe.errors import UserError
+from recsys_moe.scoring import Blend
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 
@@ -55,7 +56,7 @@ def test_the_smallest_yaml_is_enough(tmp_path: Path) -> None:
     assert config.source.interactions.path == str(tmp_path / "configs" / "log.csv")
     assert config.columns.key == ("u", "i", "at")
     assert config.primary_task == "click"
-    assert config.score_weights == {"click": 1.0}
+    assert config.blend == Blend({"click": 1.0})
     assert config.scoring.named_contexts == {"default": {}}
     assert config.segments is config.schedule is config.simulation is None
 
@@ -145,7 +146,6 @@ COLUMNS = {"user": "u", "item": "i", "timestamp": {"name": "at"}}
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"featurs": {}}, r"featurs: unknown key; did you mean 'features'\?"),
-    "unknown key inside": ({"scoring": {"topn": 5}}, r"scoring\.topn: unknown key"),
     "unknown key of the model": ({"model": {"experts": {"route": 4}}}, r"model\.experts\.route: unknown key.*'routed'"),
     "missing key": ({"tasks": None}, "tasks: Field required"),
     "word for a number": ({"training": {"epochs": "two"}}, r"training\.epochs: .*valid integer.*'two'"),
@@ -190,11 +190,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "given is nowhere": ({"tasks": [{**CLICK, "given": "view"}]}, r"tasks\.click\.given: 'view' is no task"),
     "rule on a number": ({"tasks": [{**CLICK, "kind": "regression", "at_least": 4}]}, r"tasks\.0: a rule .*binary"),
     "gate on no task": ({"evaluation": {"gate": {"task": "buy"}}}, r"evaluation\.gate\.task: 'buy' is no task"),
-    "weight of no task": ({"scoring": {"weights": {"buy": 1}}}, r"scoring\.weights\.buy: 'buy' is no task"),
-    "one moment and several": (
-        {"scoring": {"context": {"tab": 1}, "contexts": {"home": {"tab": 1}}}},
-        "scoring: give either context",
-    ),
     "nothing left to train on": (
         {"evaluation": {"split": {"by": "random", "validation": 0.5, "test": 0.5}}},
         r"evaluation\.split.*: .*stay below 1",
@@ -298,24 +293,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         r"tasks\.0: no label is at least 4 and at most 3",
     ),
     "rule that is no number": ({"tasks": [{**CLICK, "at_least": float("nan")}]}, r"tasks\.0\.at_least: .*finite"),
-    "weight that is no number": (
-        {"scoring": {"weights": {"click": float("inf")}}},
-        r"scoring\.weights\.click: .*finite",
-    ),
-    "weights of nothing": ({"scoring": {"weights": {"click": 0}}}, r"scoring\.weights: all are 0"),
     "gain that is no number": (
         {"evaluation": {"gate": {"delta": float("nan")}}},
         r"evaluation\.gate\.delta: .*finite",
     ),
     "rate that is no number": ({"training": {"learning_rate": float("inf")}}, r"training\.learning_rate: .*finite"),
-    "context of no feature": (
-        {"scoring": {"context": {"tab": 1}}},
-        r"scoring\.context: \['tab'\] is read by no feature",
-    ),
-    "one of several contexts": (
-        {"scoring": {"contexts": {"home": {"tab": 1}}}},
-        r"scoring\.contexts\.home: \['tab'\] is read by no feature",
-    ),
     "part of two parts": (
         {"evaluation": {"split": {"by": "column", "column": "part", "validation": ["b"], "test": ["b", "c"]}}},
         r"evaluation\.split.*: \['b'\] cannot be validation and test at once",

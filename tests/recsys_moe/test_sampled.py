@@ -21,7 +21,7 @@ from recsys_moe.explain import Reference, explain
 from recsys_moe.knock_out import knock_out
 from recsys_moe.losses import loss_sums, sampling_weights
 from recsys_moe.model import ancestry
-from recsys_moe.scoring import score_top_n
+from recsys_moe.scoring import Blend, score_top_n
 from recsys_moe.training import Fitted, fit
 
 SHARE = 0.1
@@ -129,7 +129,7 @@ def test_a_checkpoint_keeps_the_correction(sampled: Sampled, tmp_path: Path) -> 
 def test_scores_and_explanations_are_corrected_too(sampled: Sampled) -> None:
     ranker, pair = sampled.ranker, sampled.rows.slice(0, 1)
     (said,) = ranker.predict(pair)
-    (best,) = score_top_n(ranker, pair, pair, np.array([[0]]), [1.0] * 4, 1)
+    (best,) = score_top_n(ranker, pair, pair, np.array([[0]]), Blend({"like": 1.0}), 1)
     assert best.task_scores[0] == pytest.approx(said, rel=1e-5)
     batch = ranker.encoder.to_batch(ranker.encoder.encode(pair))
     reference = Reference.of(ranker.model, [batch])

@@ -17,7 +17,7 @@ from recsys_moe.config import ModelConfig
 from recsys_moe.encoding import Encoder
 from recsys_moe.model import RankingModel, not_of_items
 from recsys_moe.presets import PRESETS, with_preset
-from recsys_moe.scoring import ForAll, Precision, TopN, block, score_top_n, top_n
+from recsys_moe.scoring import Blend, ForAll, Precision, TopN, block, score_top_n, top_n
 from recsys_moe.scoring.block import Block
 from tests.recsys_moe.conftest import model_config, raw_rows
 
@@ -25,6 +25,7 @@ USERS = raw_rows(12, seed=5).select(["user_id", "country", "hour", "country_rate
 ITEMS = raw_rows(9, seed=6).select(["item_id", "tags", "price"])
 PAIRS = torch.cartesian_prod(torch.arange(USERS.num_rows), torch.arange(ITEMS.num_rows))
 WEIGHTS = (1.0, 3.0)
+BLEND = Blend({"click": 1.0, "buy": 3.0})
 CLOSE = 1e-5
 """Routed experts whose chances differ by less may be chosen the other way round in fp32."""
 quick = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -137,8 +138,8 @@ def test_lists_are_those_of_all_predictions_sorted(
         inside = (user >= start) & (user < stop)
         return user[inside] - start, item[inside]
 
-    listed = list(score_top_n(ranker, USERS, ITEMS, shown, WEIGHTS, 4, users_at_once=5))
-    everyone = list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9), unseen), WEIGHTS, 4, users_at_once=7))
+    listed = list(score_top_n(ranker, USERS, ITEMS, shown, BLEND, 4, users_at_once=5))
+    everyone = list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9), unseen), BLEND, 4, users_at_once=7))
     x, segment = sides(ranker)
     plain = ranker.model.probabilities(ranker.model.forward_inputs(x, segment)[0]) @ torch.tensor(WEIGHTS)
     grid = np.where(shown >= 0, plain.view(shown.shape).numpy(), -np.inf)
@@ -159,11 +160,11 @@ def test_items_that_do_not_fit_are_made_again_and_tiles_are_small(
     encoder: Encoder, monkeypatch: pytest.MonkeyPatch, segments: bool
 ) -> None:
     ranker = random_ranker(encoder, {"preset": "segmented", "experts": {"hidden": (16, 8)}}, segments, seed=1)
-    wanted = list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9)), WEIGHTS, 5))
+    wanted = list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9)), BLEND, 5))
     monkeypatch.setattr(block, "TABLE_BYTES", 4 * 19 * 16 * 4)
     monkeypatch.setattr(top_n, "PAIRS_AT_ONCE", 30)
     assert Block(ranker, ITEMS, 5, "fp32").items_at_once < ITEMS.num_rows
-    found = list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9)), WEIGHTS, 5, users_at_once=5))
+    found = list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9)), BLEND, 5, users_at_once=5))
     assert whole(found, "score") == pytest.approx(whole(wanted, "score"), abs=1e-6)
     assert whole(found, "rank").tolist() == whole(wanted, "rank").tolist()
 
@@ -173,18 +174,16 @@ def test_users_without_candidates_have_no_rows(encoder: Encoder, monkeypatch: py
     ranker = random_ranker(encoder, {"preset": "segmented", "experts": {"hidden": (16, 8)}}, True, seed=1)
     monkeypatch.setattr(block, "TABLE_BYTES", 2**29 if fit else 1)
     lists = np.full((USERS.num_rows, 3), -1)
-    assert [len(found.user) for found in score_top_n(ranker, USERS, ITEMS, lists, WEIGHTS, 5, users_at_once=5)] == [
-        0
-    ] * 3
+    assert [len(found.user) for found in score_top_n(ranker, USERS, ITEMS, lists, BLEND, 5, users_at_once=5)] == [0] * 3
     lists[7] = [4, -1, 2]
-    found = list(score_top_n(ranker, USERS, ITEMS, lists, WEIGHTS, 5, users_at_once=5))
+    found = list(score_top_n(ranker, USERS, ITEMS, lists, BLEND, 5, users_at_once=5))
     assert (whole(found, "user").tolist(), sorted(whole(found, "item").tolist())) == ([7, 7], [2, 4])
 
 
 def test_a_candidate_that_is_no_item_is_not_read_beside_the_table(encoder: Encoder) -> None:
     ranker = random_ranker(encoder, {"preset": "mixtral"}, False, seed=1)
     with pytest.raises(AssertionError, match="a candidate is no item"):
-        list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(ITEMS.num_rows + 1)), WEIGHTS, 5))
+        list(score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(ITEMS.num_rows + 1)), BLEND, 5))
 
 
 def test_gates_of_the_user_alone_choose_the_same_experts_for_all_items(encoder: Encoder) -> None:
@@ -246,3 +245,17 @@ def test_compiled_steps_are_those_of_torch(encoder: Encoder) -> None:
     outputs = torch.randn(sum(counts), 16)
     mixed = (compiled.mix(outputs, place, plain.weights), steps.mix(outputs, place, plain.weights))
     assert torch.allclose(*mixed, atol=1e-6)
+
+
+@quick
+@given(
+    score=st.lists(st.lists(st.sampled_from([-np.inf, 0.0, 1.0, 2.0, np.nan]), min_size=6, max_size=6), max_size=4),
+    count=st.integers(0, 8),
+)
+def test_the_best_come_first_and_of_equals_the_left_one(score: list[list[float]], count: int) -> None:
+    pytest.importorskip("numba")
+    from recsys_moe.scoring import compiled, steps
+
+    rows = torch.tensor(score).view(-1, 6)
+    expected = [sorted(range(6), key=lambda column: -np.nan_to_num(row[column], nan=9.0))[:count] for row in score]
+    assert compiled.best(rows, count).tolist() == steps.best(rows, count).tolist() == expected
