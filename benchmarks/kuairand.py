@@ -52,8 +52,14 @@ EQUAL: Mapping[str, Mapping[str, Any]] = {
     },
     "all_of_16": {"preset": "mmoe", "experts": {"shared": 16}},
     "2_of_16": {"preset": "mixtral", "experts": {"routed": 16}, "gates": {"routing": "example"}},
+    "all_of_8_by_user": {"preset": "mmoe", "experts": {"shared": 8}, "gates": {"input": "user"}},
+    "4_and_2_of_4_by_user": {
+        "experts": {"shared": 4, "per_task": 0, "per_segment": 0, "routed": 4, "top_k": 2},
+        "gates": {"routing": "example", "input": "user"},
+    },
 }
-"""As many experts of one size: all for every row, or the best two of some of them."""
+"""As many experts of one size: all for every row, or the best two of some of them; with gates that read the pair, or
+the user alone."""
 MODELS = ("shared_bottom", "dense", "mmoe", "ple", "mixtral", OURS)
 METRICS = ("auc", "gauc")
 
@@ -135,6 +141,16 @@ class Days:
 
     def scores(self, name: str, seed: int) -> tuple[Scores, dict[str, Any]]:
         """Fit one model with one seed; what it says of the test rows, and its size and how long it took."""
+        ranker, seconds = self.fit(name, seed)
+        dense = [p for name, p in ranker.model.named_parameters() if not name.startswith("embeddings.")]
+        return scores_of(ranker, self.held_out), {
+            "parameters": sum(p.numel() for p in dense),
+            "multiplications": round(multiplications(ranker.config, ranker.model.input_dim)),
+            "seconds": seconds,
+        }
+
+    def fit(self, name: str, seed: int) -> tuple[Ranker, float]:
+        """Fit one model with one seed; it, and the seconds it took."""
         shape = self.shape(name)
         training = self.config.training.model_copy(update={"seed": seed})
         encoder = Encoder.fit(shape, self.learned.to_batches())
@@ -142,13 +158,7 @@ class Days:
         loader = Loader(encoder, rows, training.batch_size, shuffle=seed, buffer_rows=training.buffer_rows)
         start = time.perf_counter()
         fitted = fit(shape, training, encoder, loader)
-        seconds = time.perf_counter() - start
-        dense = [p for name, p in fitted.model.named_parameters() if not name.startswith("embeddings.")]
-        return scores_of(Ranker(encoder, fitted.model), self.held_out), {
-            "parameters": sum(p.numel() for p in dense),
-            "multiplications": round(multiplications(shape, fitted.model.input_dim)),
-            "seconds": seconds,
-        }
+        return Ranker(encoder, fitted.model), time.perf_counter() - start
 
     def shape(self, name: str) -> ModelConfig:
         """What a model of this name is made of."""

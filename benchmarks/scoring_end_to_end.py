@@ -61,8 +61,8 @@ def run(users: int = 1_000_000, rows: int = 500_000, processes: int = 2, folder:
 def table(result: Mapping[str, Any]) -> str:
     """The numbers, a line for each number of users."""
     lines = [
-        f"{result[f'{of}users']:,} users: {result[f'{of}seconds']:,.0f} s, {result[f'{of}users_per_second']:,.0f} users a "
-        f"second, {result[f'{of}pairs_per_second']:,.0f} pairs a second, {result[f'{of}peak_mb']:,.0f} MB at the peak"
+        f"{result[of + 'users']:,} users: {result[of + 'seconds']:,.0f} s, {result[of + 'users_per_second']:,.0f} users "
+        f"a second, {result[of + 'pairs_per_second']:,.0f} pairs a second, {result[of + 'peak_mb']:,.0f} MB at the peak"
         for of in ("", "few_")
     ]
     return "\n".join([*lines, f"memory: {result['memory_growth']:.2f} times that of a tenth of the users"])

@@ -102,8 +102,7 @@ def test_killed_at_any_moment_it_ends_the_same_and_nobody_saw_a_part(scored: Sco
     with reading(config, (old, new)) as seen:
         for number in range(kills):
             process = started(config)
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(whole * (number + draw.random()) / kills)
+            wait_for_a_moment(process, config, draw, whole if number % 2 else None)
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
