@@ -48,5 +48,5 @@ def test_users_of_several_days_are_compared_together() -> None:
     assert times["mean"] == pytest.approx(2.0)
     assert times["low"] < 2.0 < times["high"]
     lines = lists.table({"everyone": found, "some": found}).splitlines()
-    assert lines[2] == "| ours | 60 | 1.0000 | 1.0000 |  |"
+    assert lines[2] == "| ours | 60 | 1.0000 | 1.0000 |  |  |"
     assert lines[3].startswith("| half | 60 | 0.5000 | 0.5000 | 2.00 (")
