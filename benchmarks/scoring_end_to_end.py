@@ -60,12 +60,14 @@ def run(users: int = 1_000_000, rows: int = 500_000, processes: int = 2, folder:
 
 def table(result: Mapping[str, Any]) -> str:
     """The numbers, a line for each number of users."""
-    lines = [
-        f"{result[of + 'users']:,} users: {result[of + 'seconds']:,.0f} s, {result[of + 'users_per_second']:,.0f} users "
-        f"a second, {result[of + 'pairs_per_second']:,.0f} pairs a second, {result[of + 'peak_mb']:,.0f} MB at the peak"
-        for of in ("", "few_")
-    ]
+    lines = [_line(result, of) for of in ("", "few_")]
     return "\n".join([*lines, f"memory: {result['memory_growth']:.2f} times that of a tenth of the users"])
+
+
+def _line(result: Mapping[str, Any], of: str) -> str:
+    users, seconds, peak = (result[of + what] for what in ("users", "seconds", "peak_mb"))
+    rates = f"{result[of + 'users_per_second']:,.0f} users and {result[of + 'pairs_per_second']:,.0f} pairs a second"
+    return f"{users:,} users: {seconds:,.0f} s, {rates}, {peak:,.0f} MB at the peak"
 
 
 def prepared(folder: Path, users: int, rows: int, processes: int) -> Path:

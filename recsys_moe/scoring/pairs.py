@@ -49,7 +49,7 @@ class PairScorer:
         """Experts and their weights [B, T, K], of gate logits [B, gates · E]."""
         by_gate = logits.view(len(logits), self.gates.num_gates, self.gates.layout.total)
         routing = self.steps.routing(self.gates, by_gate)
-        return routing.experts, routing.weights
+        return routing.experts.contiguous(), routing.weights.contiguous()
 
     def _mixed(self, pairs: Tensor, experts: Tensor, weights: Tensor) -> Tensor:
         """[B, T, O] weighted sums of what experts say of pairs [B, 2]."""
