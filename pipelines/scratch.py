@@ -1,4 +1,4 @@
-"""The folder of one training, search or scoring: kept where it is killed or fails, so that the next try goes on from there."""
+"""The folder of a training, search or scoring: kept where it is killed or fails, so that the next try goes on there."""
 
 from __future__ import annotations
 

@@ -65,8 +65,8 @@ def attempted(plan: Plan, number: int, score: Score, attempts: int = ATTEMPTS) -
             log.debug("shard %d", number, exc_info=True)
     times = f"{attempts} times" if attempts > 1 else "once"
     raise TryAgainError(
-        f"shard {number} of {plan.shards} failed {times}, and nothing was published: {reason}; run this step again, and "
-        "the shards that stand will not be scored again"
+        f"shard {number} of {plan.shards} failed {times}, and nothing was published: {reason}; run this step again, "
+        "and the shards that stand will not be scored again"
     )
 
 

@@ -51,25 +51,21 @@ def run(config: Recommender, plan: Plan) -> None:
         TryAgainError: a shard failed as often as Spark tries it, or Spark itself failed.
         UserError: something that a person has to put right; Spark or Java is not there.
     """
-    staging = plan.staging(config)
-    todo = [number for number in range(plan.shards) if not staging.exists(plan.shard_file(number))]
+    todo = plan.todo(config)
     if not todo:
         return
-    with (
-        warnings.catch_warnings(),
-        session(config.name, config.scoring.processes) as spark,
-        Progress(f"score {plan.ds}", len(todo), "shards") as progress,
-    ):
+    with warnings.catch_warnings():
         # It is of no account here, where rows are Arrow's.
         warnings.filterwarnings("ignore", "PySpark does not yet fully support pandas", FutureWarning)
-        there: set[int] = set()
+        with (
+            session(config.name, config.scoring.processes) as spark,
+            Progress(f"score {plan.ds}", len(todo), "shards") as progress,
+        ):
 
-        def look() -> None:
-            found = {number for number in todo if number not in there and staging.exists(plan.shard_file(number))}
-            there.update(found)
-            progress.advance(len(found))
+            def look() -> None:
+                progress.advance(len(todo) - len(plan.todo(config)) - progress.done)
 
-        _collect(spark, config, plan, todo, look)
+            _collect(spark, config, plan, todo, look)
 
 
 def _collect(
@@ -109,9 +105,10 @@ def _failure(said: str, plan: Plan, todo: Sequence[int]) -> TryAgainError:
     else:
         first = next((line.strip() for line in said.splitlines() if line.strip()), "no reason given")
         return TryAgainError(f"Spark failed, and nothing was published: {first}; run this step again")
+    often = "once" if times == "1" else f"{times} times"
     return TryAgainError(
-        f"shard {number} of {plan.shards} failed {times} times, and nothing was published: {reason}; run this step "
-        "again, and the other shards will not be scored again"
+        f"shard {number} of {plan.shards} failed {often}, and nothing was published: {reason}; run this step again, "
+        "and the shards that stand will not be scored again"
     )
 
 
