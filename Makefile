@@ -1,7 +1,7 @@
 # Few commands, always the same. Each makes the set-up it needs by itself.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test test-all check bench-peers lock clean
+.PHONY: help setup demo up test test-all check spark bench-peers lock clean
 
 # Compiled modules are kept: without them every step of the demo compiles torch, mlflow and Airflow anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -25,7 +25,7 @@ up: setup ## Airflow and MLflow on 127.0.0.1, until Ctrl-C
 test: setup ## the fast tests
 	@exec $(BIN)/python -m pytest -m "not slow" --session-timeout=840 $(ARGS)
 
-test-all: setup ## all tests, slow ones too
+test-all: setup spark ## all tests, slow ones too
 	@exec $(BIN)/python -m pytest $(ARGS)
 
 check: setup ## ruff, mypy, the architecture and the lock files
@@ -34,11 +34,14 @@ check: setup ## ruff, mypy, the architecture and the lock files
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_requirements.py
 
+spark: setup ## install pyspark into .venv (480 MB; it needs Java 17 as well)
+	@$(BIN)/uv pip install -q --no-deps --python $(BIN)/python -r requirements/spark.txt
+
 bench-peers: setup ## make .venv-peers, with what `python -m benchmarks training` is measured beside
 	@scripts/setup_peers.sh
 
 lock: setup ## compile requirements/*.txt from *.in (UPGRADE=1: to the newest that fit)
-	cd requirements && for name in base dev; do \
+	cd requirements && for name in base dev spark; do \
 	  ../$(BIN)/uv pip compile -q --universal --python-version 3.11 --no-annotate $(if $(UPGRADE),--upgrade) \
 	    --custom-compile-command "make lock" --override overrides.txt $$name.in -o $$name.txt || exit 1; done
 
