@@ -30,6 +30,7 @@ from pipelines.scoring.candidates import Everything, UserCandidates, of_users
 from pipelines.tables import Tables
 from recsys_moe import list_metrics
 from recsys_moe.checkpoint import Ranker
+from recsys_moe.errors import UserError
 from recsys_moe.list_metrics import Positions
 from recsys_moe.memory import keep_freed_memory
 from recsys_moe.scoring import score_top_n
@@ -54,7 +55,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(as_of: date = LAST_DAY, seed: int = 0, every_item: int = 300) -> dict[str, Any]:
-    """Fit the model and measure the lists of the two days up to `as_of`."""
+    """Fit the model and measure the lists of the two days up to `as_of`.
+
+    Raises:
+        UserError: nobody is to get a list of every item.
+    """
+    if every_item < 1:
+        raise UserError(f"--every-item: must be at least 1, not {every_item}")
     keep_freed_memory()
     config = load(CONFIG)
     days = Days.of(config.model_copy(update={"training": config.training.model_copy(update={"threads": 1})}), as_of)

@@ -98,14 +98,15 @@ def result(
 def operations(workload: Workload, sizes: Sizes, experts_per_row: float) -> float:
     """Floating-point operations in the matrix products that scoring all lists needs.
 
-    Those of the tables, for each user and item: the first layers of all experts and gates. Those of each pair: the
-    later layers of the experts that it runs, and the towers.
+    Those of the tables, for each user and item: what first layers of all experts and gates make of the inputs of its
+    side, of which every other feature is. Those of each pair: the later layers of the experts that it runs, and towers.
     """
-    first, *later = pairwise((workload.inputs, *workload.hidden))
-    table = workload.experts * (first[0] * first[1] + workload.tasks * workload.inputs)
+    widths = [workload.dim] * len(workload.vocabularies) + [1] * workload.num_dense
+    inputs = sizes.users * sum(widths[::2]) + sizes.items * sum(widths[1::2])
+    tables = inputs * workload.experts * (workload.hidden[0] + workload.tasks)
     tower = sum(a * b for a, b in pairwise((workload.hidden[-1], *workload.towers, 1)))
-    pair = experts_per_row * sum(a * b for a, b in later) + workload.tasks * tower
-    return 2.0 * ((sizes.users + sizes.items) * table + sizes.users * sizes.candidates * pair)
+    pair = experts_per_row * sum(a * b for a, b in pairwise(workload.hidden)) + workload.tasks * tower
+    return 2.0 * (tables + sizes.users * sizes.candidates * pair)
 
 
 def table(result: Mapping[str, Any]) -> str:

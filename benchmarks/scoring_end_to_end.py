@@ -16,8 +16,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -39,21 +39,23 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--users", type=int, default=1_000_000, help="users, besides a tenth of them (1,000,000)")
     parser.add_argument("--rows", type=int, default=500_000, help="rows of each of the three days' logs (500,000)")
     parser.add_argument("--processes", type=int, default=2, help="that score at once (2)")
-    parser.add_argument("--folder", type=Path, help="where its files are for a while (the system's temporary folder)")
+    parser.add_argument("--folder", type=Path, help="where marketplaces are kept, and found again by the next run")
 
 
 def run(users: int = 1_000_000, rows: int = 500_000, processes: int = 2, folder: Path | None = None) -> dict[str, Any]:
     """Measure both numbers of users.
 
     Raises:
-        UserError: there are fewer than ten users, or no rows or processes.
+        UserError: there are fewer than ten users, or no rows or processes; there is no such folder.
     """
     if users < 10 or min(rows, processes) < 1:
         raise UserError("--users must be at least 10, --rows and --processes at least 1")
+    if folder is not None and not folder.is_dir():
+        raise UserError(f"--folder: {folder} is no folder")
     found = {"users": users, "candidates": CANDIDATES, "top_n": TOP_N, "processes": processes}
     for name, count in (("few_", users // 10), ("", users)):
-        with tempfile.TemporaryDirectory(dir=folder) as place:
-            config = prepared(Path(place), count, rows, processes)
+        with _marketplace(folder, count, rows) as place:
+            config = prepared(place, count, rows, processes)
             found |= {f"{name}{key}": value for key, value in measured(config, count).items()}
     return found | {"memory_growth": found["peak_mb"] / found["few_peak_mb"]}
 
@@ -70,8 +72,35 @@ def _line(result: Mapping[str, Any], of: str) -> str:
     return f"{users:,} users: {seconds:,.0f} s, {rates}, {peak:,.0f} MB at the peak"
 
 
+@contextmanager
+def _marketplace(folder: Path | None, users: int, rows: int) -> Iterator[Path]:
+    """A place for one of this size: a temporary one, or one that stays."""
+    if folder is not None:
+        place = folder / f"{users}-users-{rows}-rows"
+        place.mkdir(parents=True, exist_ok=True)
+        yield place
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        yield Path(temporary)
+
+
 def prepared(folder: Path, users: int, rows: int, processes: int) -> Path:
     """The YAML of a recommender whose days are ingested and prepared, and that has one version."""
+    config, done = _written(folder, users, rows, processes), folder / "prepared"
+    if done.exists():
+        return config
+    call("simulate", config)
+    for number in range(DAYS):
+        for step in ("ingest", "prepare"):
+            call(step, config, START + timedelta(days=number))
+    call("train", config, START + timedelta(days=DAYS - 1))
+    done.touch()
+    log.info("%d users: simulated, prepared, trained", users)
+    return config
+
+
+def _written(folder: Path, users: int, rows: int, processes: int) -> Path:
+    """The demo's YAML, with more users."""
     raw = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text(encoding="utf-8"))
     raw |= {"name": "everybody", "storage": "../storage"}
     for source in raw["source"].values():
@@ -82,14 +111,8 @@ def prepared(folder: Path, users: int, rows: int, processes: int) -> Path:
     raw["scoring"] |= {"processes": processes, "exclude_seen": True}
     del raw["schedule"]
     config = folder / "configs" / "everybody.yaml"
-    config.parent.mkdir()
+    config.parent.mkdir(exist_ok=True)
     config.write_text(yaml.safe_dump(raw), encoding="utf-8")
-    call("simulate", config)
-    for number in range(DAYS):
-        for step in ("ingest", "prepare"):
-            call(step, config, START + timedelta(days=number))
-    call("train", config, START + timedelta(days=DAYS - 1))
-    log.info("%d users: simulated, prepared, trained", users)
     return config
 
 

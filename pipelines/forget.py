@@ -13,9 +13,11 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipelines import places
 from pipelines.config import Recommender
 from pipelines.maintain import remove, scratch_folders
 from pipelines.registry import Registry, Training
+from pipelines.scoring.staging import FOLDER, Staging
 from pipelines.tables import TableName, Tables
 from pipelines.tables.erasing import Traces, erase
 from recsys_moe.errors import UserError
@@ -35,7 +37,8 @@ NOTES = (
 
 
 def forget(config: Recommender, user: str, dry_run: bool = False) -> dict[str, Any]:
-    """Take a user out of every table, in every version that is kept, and out of scratch folders; or only count.
+    """Take a user out of every table, in every version that is kept, and out of scratch folders and scores that are not
+    published; or only count.
 
     No other step should run meanwhile: a writer at work on the same days loses and has to be started again.
 
@@ -63,7 +66,11 @@ def forget(config: Recommender, user: str, dry_run: bool = False) -> dict[str, A
     if any(counts["left"] for counts in done.values()):
         log.warning("files of a step at work, or killed within a day, hold this user too: run this again tomorrow")
     scratch = list(scratch_folders(config))
-    removed = {"removed": len(scratch), "bytes": sum(map(remove, scratch))} if not dry_run else {"removed": 0}
+    removed = {"removed": 0}
+    if not dry_run:
+        # Scores that are not published yet hold people, too, and would bring them back into the table.
+        unpublished = Staging(places.join(config.storage, FOLDER)).remove()
+        removed = {"removed": len(scratch), "bytes": unpublished + sum(map(remove, scratch))}
     return {
         "step": "forget",
         "dry_run": dry_run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -48,13 +49,23 @@ def _remove(folder: Path) -> None:
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
-    """A folder with what `make` writes; where it stands, it was finished before, and is taken as it is."""
+    """A folder with what `make` writes; where it stands, it was finished before, and is taken as it is.
+
+    Raises:
+        TryAgainError: the disk is full.
+    """
     folder.parent.touch()  # somebody is at it: a search may write nothing for days, and then look like left behind
     if not folder.exists():
         unfinished = folder.with_name(f".{folder.name}")
         shutil.rmtree(unfinished, ignore_errors=True)
         unfinished.mkdir()
-        make(unfinished)
+        try:
+            make(unfinished)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise TryAgainError(f"{folder.parent}: its disk is full; make room there, then run this again") from None
         unfinished.rename(folder)
     return folder
 

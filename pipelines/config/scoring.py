@@ -17,7 +17,13 @@ class AllItems(Frozen):
     source: Literal["all"] = "all"
 
 
-class Popular(Frozen):
+class _Source(Frozen):
+    """With `if_fewer_than` it is asked only for users for whom the sources before it have found fewer items."""
+
+    if_fewer_than: PositiveInt | None = None
+
+
+class Popular(_Source):
     """The most shown items of the last days; with `by: segment` those of the user's segment."""
 
     source: Literal["popular"] = "popular"
@@ -26,7 +32,7 @@ class Popular(Frozen):
     by: Literal["everyone", "segment"] = "everyone"
 
 
-class Newest(Frozen):
+class Newest(_Source):
     """The items that came last: by a date column of theirs, or by the day of their first row in the log."""
 
     source: Literal["recent"]
@@ -34,7 +40,7 @@ class Newest(Frozen):
     column: Column | None = None
 
 
-class _FromSeeds(Frozen):
+class _FromSeeds(_Source):
     """Items near those that a user met last: `seeds` of the last `days` days, with a label of 1 in `task` if it is
     named. Of each, its `neighbours` nearest count."""
 
@@ -57,7 +63,7 @@ class Similar(_FromSeeds):
     source: Literal["similar"]
 
 
-class Listed(Frozen):
+class Listed(_Source):
     """A table of one's own: rows of a user and an item, in the columns that `columns` names, best first."""
 
     source: Literal["table"]
@@ -165,6 +171,10 @@ class Scoring(Frozen):
             raise ValueError("`all` has every item; take it alone, or take it out")
         if doubled := sorted({one for one in sources if sources.count(one) > 1}):
             raise ValueError(f"{doubled[0]!r} is there twice")
+        if isinstance(value[0], _Source) and value[0].if_fewer_than is not None:
+            raise ValueError(
+                f"{sources[0]!r} is the first, so no source before it has found anything: no if_fewer_than"
+            )
         return value
 
     @field_validator("weights", "powers")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
@@ -16,6 +17,8 @@ from pipelines.ingest.cleaning import Cleaner
 from pipelines.scoring.staging import Staging
 from pipelines.tables import Tables, snapshots
 from recsys_moe.errors import UserError
+
+log = logging.getLogger(__name__)
 
 FILE = "users.parquet"
 """Users in order, a row group a shard: their ids, and columns of the list that `users` has, too."""
@@ -70,12 +73,15 @@ def _register(
         raise UserError(f"{source.title}: has no column {user!r}, which scoring.users needs; it has {header}")
     known = snapshots.columns(tables, "users") if tables.exists("users") else []
     wanted = [user, *(column for column in known if column in header and column != user)]
-    schema = pa.schema([(column, pa.string()) for column in wanted])
-    with sql.connect(config.columns.timezone) as cleaning:
-        cleaner = Cleaner(cleaning, config)
-        rows = (cleaner.clean(chunk.rows.select(wanted)) for chunk in sources.read(source, ds, wanted))
-        connection.register("listed_rows", pa.RecordBatchReader.from_batches(schema, rows))
-        connection.execute("CREATE TEMP TABLE listed AS SELECT * FROM listed_rows")
+    connection.execute(f"CREATE TEMP TABLE listed ({', '.join(f'{sql.name(column)} VARCHAR' for column in wanted)})")
+    cleaner, malformed = Cleaner(connection, config), 0
+    # Chunk by chunk: what goes wrong with a file while DuckDB reads a stream of them is no line of ours any more.
+    for chunk in sources.gathered(sources.read(source, ds, wanted)):
+        connection.register("listed_rows", pa.Table.from_batches([cleaner.clean(chunk.rows.select(wanted))]))
+        connection.execute("INSERT INTO listed FROM listed_rows")
+        malformed += len(chunk.malformed)
+    if malformed:
+        log.warning("%s: %d lines are not of its columns; they are left out", source.title, malformed)
     return wanted
 
 

@@ -63,8 +63,13 @@ def attempted(plan: Plan, number: int, score: Score, attempts: int = ATTEMPTS) -
             reason = _reason(error)
             log.warning("shard %d of %d failed (%d of %d): %s", number, plan.shards, attempt, attempts, reason)
             log.debug("shard %d", number, exc_info=True)
+    raise given_up(plan, number, attempts, reason)
+
+
+def given_up(plan: Plan, number: int, attempts: int, reason: str) -> TryAgainError:
+    """What is said of a shard that failed each time."""
     times = f"{attempts} times" if attempts > 1 else "once"
-    raise TryAgainError(
+    return TryAgainError(
         f"shard {number} of {plan.shards} failed {times}, and nothing was published: {reason}; run this step again, "
         "and the shards that stand will not be scored again"
     )

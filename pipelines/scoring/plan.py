@@ -11,19 +11,21 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipelines import places, sql
-from pipelines.config import Recommender
+from pipelines import places, sources, sql
+from pipelines.config import Listed, Recommender
 from pipelines.entities import entity_rows, moments
-from pipelines.errors import NotDueError
+from pipelines.errors import NotDueError, TryAgainError
 from pipelines.registry import Registry, Version
 from pipelines.scoring import asked
 from pipelines.scoring.candidates import Shared
-from pipelines.scoring.staging import Staging
+from pipelines.scoring.staging import FOLDER, Staging
 from pipelines.tables import TableName, Tables
 from recsys_moe import checkpoint
 from recsys_moe.errors import UserError
 
 FILE, _PUBLISHED = "plan.json", "published.json"
+_LAYOUT = 2
+"""Of what is staged; another number where it is changed, so that nobody goes on with what an older release staged."""
 _READ: tuple[TableName, ...] = ("interactions", "users", "items", "daily_counts", "daily_recent", "examples")
 
 
@@ -58,7 +60,10 @@ class Plan:
         """
         staging = staging_of(config, plan_id)
         if not staging.exists(FILE):
-            raise UserError(f"--plan: there is no plan {plan_id!r}; it is published already, or was never made")
+            raise UserError(
+                f"--plan: there is no plan {plan_id!r}; it is published already, was left for days, or was never made: "
+                "`recsys-moe score-plan` makes one"
+            )
         found = staging.read_json(FILE)
         return cls(**{**found, "ds": date.fromisoformat(found["ds"])})
 
@@ -106,7 +111,7 @@ def published(config: Recommender, plan_id: str) -> dict[str, Any] | None:
 
 def staging_of(config: Recommender, plan_id: str) -> Staging:
     """The folder of a plan."""
-    return Staging(places.join(config.storage, "scoring", plan_id))
+    return Staging(places.join(config.storage, FOLDER, plan_id))
 
 
 def make(config: Recommender, ds: date, model_version: int | None, spill: Path) -> Plan:
@@ -115,15 +120,20 @@ def make(config: Recommender, ds: date, model_version: int | None, spill: Path) 
     Raises:
         NotDueError: there is no champion yet.
         UserError: the day was not ingested, or the model reads what the day does not have.
+        TryAgainError: another process plans or publishes the same, and cleared the folder meanwhile.
     """
     version = _version(config, ds, model_version)
     tables = _tables(config, ds)
     plan_id = _id(config, ds, version, tables)
     staging = staging_of(config, plan_id)
-    staging.remove_left_behind()
-    if not staging.exists(FILE):
-        _stage(config, ds, version, tables, plan_id, spill)
-    return Plan.read(config, plan_id)
+    staging.remove_left_behind(FILE)
+    try:
+        if not staging.exists(FILE):
+            _stage(config, ds, version, tables, plan_id, spill)
+        return Plan.read(config, plan_id)
+    except FileNotFoundError as error:
+        said = " ".join(str(error).split())
+        raise TryAgainError(f"{plan_id}: is another process at the same? Run this step again: {said}") from error
 
 
 def _version(config: Recommender, ds: date, number: int | None) -> Version:
@@ -145,12 +155,20 @@ def _tables(config: Recommender, ds: date) -> dict[TableName, int]:
 
 
 def _id(config: Recommender, ds: date, version: Version, tables: dict[TableName, int]) -> str:
-    parts: dict[str, Any] = {"version": version.number, "run": version.run_id, "tables": tables}
+    parts: dict[str, Any] = {"layout": _LAYOUT, "version": version.number, "run": version.run_id, "tables": tables}
     scoring = config.scoring.model_dump(mode="json", exclude={"checks", "processes"})  # which change no row
     parts |= {"scoring": scoring, "columns": config.columns.model_dump(mode="json")}
-    parts |= {"features": config.features.model_dump(mode="json")}
+    parts |= {"features": config.features.model_dump(mode="json"), "tasks": [task.name for task in config.tasks]}
+    parts |= {"negatives": config.sampling.make_negatives is not None, "read": _own_files(config, ds)}
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
     return f"{ds}-{digest[:12]}"
+
+
+def _own_files(config: Recommender, ds: date) -> list[list[Any]]:
+    """What tells files that only scoring reads from those of before: who mends a list of users wants it read again."""
+    tables = [one.rows for one in config.scoring.candidates if isinstance(one, Listed)]
+    read = [*([config.scoring.users] if config.scoring.users else []), *tables]
+    return [list(state) for source in read for state in sources.state_of(source, ds)]
 
 
 def _stage(

@@ -8,14 +8,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset
 
 from pipelines import sql
 from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
 from pipelines.scoring import report
-from pipelines.scoring.plan import Plan
+from pipelines.scoring.plan import FILE, Plan
 from pipelines.scoring.shard import ASKED
 from pipelines.scoring.staging import Staging
 from pipelines.scoring.told import tell
@@ -30,6 +32,18 @@ def publish(config: Recommender, plan: Plan, spill: Path) -> dict[str, Any]:
         UserError: a shard is not there, or the rows are not fit to be served.
         TryAgainError: another run published the day meanwhile.
     """
+    try:
+        return _publish(config, plan, spill)
+    except (OSError, duckdb.Error) as error:
+        if plan.staging(config).exists(FILE):
+            raise
+        raise TryAgainError(
+            f"{plan.id}: another run published it meanwhile, and removed what this one read; run this step again if "
+            f"{plan.ds} is not in {Tables(config.storage).path('scores')}"
+        ) from error
+
+
+def _publish(config: Recommender, plan: Plan, spill: Path) -> dict[str, Any]:
     staging, tables = plan.staging(config), Tables(config.storage)
     names = [plan.shard_file(number) for number in range(plan.shards)]
     _check_all_there(plan, staging, names)

@@ -107,7 +107,7 @@ def compare(connection: duckdb.DuckDBPyConnection, blend: Blend, ds: date, rows:
         why_not = "no context of then is scored now, or the other way round"
     if why_not is not None:
         return Compared(ds, (), why_not, *versions)
-    before = columns_of_scores(connection, "before")
+    before = _there_before(connection)
     columns = [column for column in columns_of_scores(connection, "made") if column in before]
     return Compared(ds, tuple(_shifts(connection, columns)), None, *versions)
 
@@ -129,10 +129,19 @@ def _version(connection: duckdb.DuckDBPyConnection, relation: str) -> int | None
     return row[0] if row else None
 
 
+def _there_before(connection: duckdb.DuckDBPyConnection) -> list[str]:
+    """The scores that `before` has: of a task that is newer, or gone, the table's column is empty on that day."""
+    columns = columns_of_scores(connection, "before")
+    (filled,) = connection.execute(
+        f"SELECT {', '.join(f'count({sql.name(c)})' for c in columns)} FROM before"
+    ).fetchall()
+    return [column for column, values in zip(columns, filled, strict=True) if values]
+
+
 def _other_score(connection: duckdb.DuckDBPyConnection, blend: Blend) -> str | None:
     """Why the scores of then are of another kind; None where they are not."""
     weights = {f"score_{task}": weight for task, weight in blend.weights.items() if weight}
-    if lacking := sorted(set(weights) - set(columns_of_scores(connection, "before"))):
+    if lacking := sorted(set(weights) - set(_there_before(connection))):
         return f"{lacking[0]}, which is part of the score, was not there then"
     terms = [_term(blend, column, weight) for column, weight in weights.items()]
     score, size = " + ".join(terms), " + ".join(f"abs({term})" for term in terms)

@@ -25,7 +25,7 @@ import pyarrow as pa
 from pipelines.config import Recommender
 from pipelines.errors import TryAgainError
 from pipelines.progress import Progress
-from pipelines.scoring.engine import ATTEMPTS
+from pipelines.scoring.engine import ATTEMPTS, given_up
 from pipelines.scoring.plan import Plan
 from pipelines.scoring.shard import Scorer
 from recsys_moe.errors import UserError
@@ -105,11 +105,7 @@ def _failure(said: str, plan: Plan, todo: Sequence[int]) -> TryAgainError:
     else:
         first = next((line.strip() for line in said.splitlines() if line.strip()), "no reason given")
         return TryAgainError(f"Spark failed, and nothing was published: {first}; run this step again")
-    often = "once" if times == "1" else f"{times} times"
-    return TryAgainError(
-        f"shard {number} of {plan.shards} failed {often}, and nothing was published: {reason}; run this step again, "
-        "and the shards that stand will not be scored again"
-    )
+    return given_up(plan, number, int(times), reason)
 
 
 class _Failed(Exception):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -16,8 +16,11 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 
 from pipelines import places, sql
+from pipelines.errors import TryAgainError
 from recsys_moe.errors import UserError
 
+FOLDER = "scoring"
+"""Below the storage: a folder for each plan."""
 _LEFT_BEHIND = timedelta(days=2)
 """A folder in which nothing was written for longer is of a scoring that nobody has gone on with."""
 
@@ -47,18 +50,26 @@ class Staging:
 
         Raises:
             UserError: it cannot be written; the disk may be full.
+            TryAgainError: S3 fails, or another process has cleared the folder meanwhile.
         """
-        # An object on S3 is there when it is closed; a local file when it gets its name.
-        beside = self._of(name) if self._is_s3 else self._of(f".{name}-{uuid.uuid4().hex}")
+        # On S3, too: there, a block that fails closes its file, and with that a part of it would be there.
+        beside = self._of(f".{name}-{uuid.uuid4().hex}")
         try:
             if not self._is_s3:
                 self._system.create_dir(self._folder, recursive=True)
             with self._system.open_output_stream(beside) as file:
                 yield file
-            if not self._is_s3:
-                self._system.move(beside, self._of(name))
+            self._system.move(beside, self._of(name))
+        except FileNotFoundError as error:
+            raise TryAgainError(
+                f"{self.place(name)}: was removed while it was written; is another process at the same? Run this again"
+            ) from error
         except OSError as error:
-            raise UserError(f"{self.place(name)}: cannot be written: {error}") from error
+            kind = TryAgainError if self._is_s3 else UserError
+            raise kind(f"{self.place(name)}: cannot be written: {' '.join(str(error).split())}") from error
+        finally:
+            with suppress(OSError):  # it has its name already, or is seen by nobody
+                self._system.delete_file(beside)
 
     def write_json(self, name: str, value: Any) -> None:
         """Write what JSON can hold."""
@@ -110,20 +121,33 @@ class Staging:
         paths = {one.path.rpartition("/")[2]: one.path for one in found}
         for name in sorted(paths, key=lambda name: name != first):
             if name != keep:
-                self._system.delete_file(paths[name])
+                with suppress(FileNotFoundError):  # another process does the same
+                    self._system.delete_file(paths[name])
 
-    def remove_left_behind(self) -> None:
-        """Remove what lies beside this folder, of the same parent, and was not written to for days."""
+    def remove_left_behind(self, first: str) -> None:
+        """Remove the folders of this one's parent that were not written to for days; `first` of all, in each, the file
+        that says that the others are there."""
         parent = self._folder.rpartition("/")[0]
         below = pyarrow.fs.FileSelector(parent, recursive=True, allow_not_found=True)
         newest: dict[str, datetime] = {}
-        for one in self._system.get_file_info(below):
-            name = one.path[len(parent) + 1 :].partition("/")[0]
-            if one.type == pyarrow.fs.FileType.File and one.mtime is not None:
-                newest[name] = max(newest.get(name, one.mtime), one.mtime)
+        with suppress(FileNotFoundError):  # another process does the same, and what is left is for the next one
+            for one in self._system.get_file_info(below):
+                name = one.path[len(parent) + 1 :].partition("/")[0]
+                if one.type == pyarrow.fs.FileType.File and one.mtime is not None:
+                    newest[name] = max(newest.get(name, one.mtime), one.mtime)
         for name, written in newest.items():
             if written < datetime.now(UTC) - _LEFT_BEHIND:
-                self._system.delete_dir(f"{parent}/{name}")
+                for remove, path in ((self._system.delete_file, f"{name}/{first}"), (self._system.delete_dir, name)):
+                    with suppress(FileNotFoundError):
+                        remove(f"{parent}/{path}")
+
+    def remove(self) -> int:
+        """Remove the folder with all that is in it. Returns how many bytes that was."""
+        below = pyarrow.fs.FileSelector(self._folder, recursive=True, allow_not_found=True)
+        found = self._system.get_file_info(below)
+        if found:
+            self._system.delete_dir(self._folder)
+        return sum(one.size or 0 for one in found)
 
     @property
     def _is_s3(self) -> bool:

@@ -20,6 +20,7 @@ __all__ = [
     "locate_files",
     "read",
     "size_of",
+    "state_of",
 ]
 
 
@@ -51,6 +52,16 @@ def changed_on(source: Source, ds: date) -> date:
         return datetime.now(UTC).date()
     newest = max(file.changed for file in files.locate(source, ds))
     return datetime.fromtimestamp(newest / 1e9, UTC).date()
+
+
+def state_of(source: Source, ds: date) -> list[tuple[str, int, int]]:
+    """The address, the bytes and the time of change of each file of a day; none for a query, whose answer nobody knows
+    before it is asked.
+
+    Raises:
+        UserError: as `locate_files`.
+    """
+    return [(file.uri, file.size, file.changed) for file in files.locate(source, ds)] if source.path else []
 
 
 def columns_of(source: Source, ds: date) -> list[str]:

@@ -38,7 +38,7 @@ class Block:
         self.items_at_once = max(1, min(items.num_rows, TABLE_BYTES // row_bytes))
         self.tables = Tables(self.model, network, users_at_once, self.items_at_once, dtype)
         self.pairs = PairScorer(self.tables)
-        self.segment = torch.zeros(0, dtype=torch.int64)
+        self.segment = torch.zeros(0, dtype=torch.int64, device=self.device)
         self.holds_all = self.items_at_once >= items.num_rows
         if self.holds_all:
             self._set_items(items)

@@ -74,8 +74,9 @@ def sums(table: Tensor, index: Tensor, size: int, weights: Tensor | None = None)
 
 
 def relu(hidden: Tensor) -> Tensor:
-    """In place. For bf16 on a CPU by the sign bit, which is several times quicker."""
+    """In place. For bf16 on a CPU by the bits, read as whole numbers, which is several times quicker."""
     if hidden.dtype == torch.bfloat16 and not hidden.is_cuda:
-        hidden.view(torch.int16).clamp_(min=0)
+        # Up to -128 are the negative numbers, to minus infinity. What follows, to -1, is no number, and must be seen.
+        torch.threshold_(hidden.view(torch.int16), -128, 0)
         return hidden
     return hidden.relu_()

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import lists
 from recsys_moe import list_metrics
+from recsys_moe.errors import UserError
 
 RNG = np.random.default_rng(0)
 MADE = np.stack([RNG.permutation(60)[: lists.K] for _ in range(40)])
@@ -50,3 +51,8 @@ def test_users_of_several_days_are_compared_together() -> None:
     lines = lists.table({"everyone": found, "some": found}).splitlines()
     assert lines[2] == "| ours | 60 | 1.0000 | 1.0000 |  |  |"
     assert lines[3].startswith("| half | 60 | 0.5000 | 0.5000 | 2.00 (")
+
+
+def test_somebody_must_get_a_list_of_every_item() -> None:
+    with pytest.raises(UserError, match="--every-item"):
+        lists.run(every_item=0)

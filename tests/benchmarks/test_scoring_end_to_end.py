@@ -19,9 +19,12 @@ def test_a_small_one(tmp_path: Path) -> None:
     assert found["pairs_per_second"] == pytest.approx(found["users_per_second"] * scoring_end_to_end.CANDIDATES)
     assert found["memory_growth"] == pytest.approx(found["peak_mb"] / found["few_peak_mb"])
     assert "400 users" in scoring_end_to_end.table(found)
-    assert list(tmp_path.iterdir()) == []
+    again = scoring_end_to_end.run(users=400, rows=4000, processes=1, folder=tmp_path)  # of the same marketplaces
+    assert again["rows"] == found["rows"]
 
 
-def test_what_cannot_be_measured_is_a_users_error() -> None:
+def test_what_cannot_be_measured_is_a_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--users"):
         scoring_end_to_end.run(users=5)
+    with pytest.raises(UserError, match="--folder"):
+        scoring_end_to_end.run(users=50, folder=tmp_path / "missing")

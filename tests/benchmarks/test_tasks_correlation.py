@@ -94,6 +94,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path
     return experiment.run(repeats=REPEATS, steps=experiment.POINTS, seed=3, out=out), out
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_run_reports_every_model_at_every_correlation(tiny: tuple[dict[str, Any], Path]) -> None:
     result, out = tiny
     assert [model["name"] for model in result["models"]] == list(MODELS)
@@ -106,6 +108,8 @@ def test_a_run_reports_every_model_at_every_correlation(tiny: tuple[dict[str, An
     assert all(name in experiment.table(result) for name in MODELS)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_the_same_seed_gives_the_same_result_and_the_command_prints_it_as_a_line(
     tiny: tuple[dict[str, Any], Path], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

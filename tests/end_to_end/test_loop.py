@@ -183,6 +183,8 @@ def test_the_registered_model_scores_alone_with_no_pickle_and_no_torchrec(played
         assert list(column.values()) == pytest.approx(expected[:, position], abs=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(300)
 def test_a_champion_of_an_older_format_stands_in_nobodys_way(played: Played, monkeypatch: pytest.MonkeyPatch) -> None:
     """It can no longer serve, so the next version takes over, and is measured without it."""
     registry = Registry(played.config)

@@ -19,6 +19,7 @@ from pipelines.ingest import ingest
 from pipelines.prepare import prepare
 from pipelines.promotions import CHAMPION
 from pipelines.registry import Registry
+from pipelines.scoring.staging import Staging
 from pipelines.tables import TableName, Tables, snapshots
 from recsys_moe.errors import UserError
 
@@ -152,8 +153,11 @@ def test_a_person_goes_everywhere_and_the_models_that_saw_them_are_told(config: 
     scratch = config.workspace / "scratch" / "train-x"
     scratch.mkdir(parents=True)
     (scratch / "rows.arrow").write_bytes(b"123")
+    staged = Staging(f"{config.storage}/scoring/2026-01-01-0a")
+    staged.write_json("users.json", "u3")
     counted = forget(config, "u3", dry_run=True)
     assert scratch.exists()
+    assert staged.exists("users.json")
     result = forget(config, "u3")
     assert (
         result["models"]
@@ -167,9 +171,10 @@ def test_a_person_goes_everywhere_and_the_models_that_saw_them_are_told(config: 
     assert result["tables"] == {
         name: {"rows": 1, "files": 1, "left": 0} for name in ("interactions", "users", "examples")
     }
-    assert result["scratch"] == {"removed": 1, "bytes": 3}
+    assert result["scratch"] == {"removed": 1, "bytes": 3 + len('"u3"')}
     assert "u3" not in json.dumps(result)
     assert not scratch.exists()
+    assert not staged.exists("users.json")
     for version in versions.values():
         old = Tables(config.storage).dataset("examples", version).to_table().column("user").to_pylist()
         assert set(old) == {"u1", "u2"}

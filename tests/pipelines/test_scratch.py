@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -129,3 +130,14 @@ def test_a_folder_is_made_once_and_never_half(tmp_path: Path) -> None:
         assert made_once(tmp_path / "made", work) == tmp_path / "made"
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert [path.name for path in (tmp_path / "made").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize(("number", "raised"), [(errno.ENOSPC, TryAgainError), (errno.EACCES, PermissionError)])
+def test_a_full_disk_is_told_in_a_line_and_left_emptier(tmp_path: Path, number: int, raised: type[Exception]) -> None:
+    def fail(folder: Path) -> None:
+        (folder / "half").touch()
+        raise OSError(number, "says the disk")
+
+    with pytest.raises(raised, match="its disk is full" if raised is TryAgainError else "says the disk"):
+        made_once(tmp_path / "made", fail)
+    assert [path.name for path in tmp_path.iterdir()] == ([] if raised is TryAgainError else [".made"])

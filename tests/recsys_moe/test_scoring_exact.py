@@ -17,7 +17,7 @@ from recsys_moe.config import ModelConfig
 from recsys_moe.encoding import Encoder
 from recsys_moe.model import RankingModel, not_of_items
 from recsys_moe.presets import PRESETS, with_preset
-from recsys_moe.scoring import Blend, ForAll, Precision, TopN, block, score_top_n, top_n
+from recsys_moe.scoring import Blend, ForAll, Precision, TopN, block, score_top_n, steps, top_n
 from recsys_moe.scoring.block import Block
 from tests.recsys_moe.conftest import model_config, raw_rows
 
@@ -215,6 +215,28 @@ def test_bf16_is_near(encoder: Encoder) -> None:
     assert 0 < (exact - rounded).abs().max() < 0.1 * exact.std()
 
 
+def test_rounded_activations_are_those_of_torch_for_every_number_and_for_none() -> None:
+    every = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(torch.bfloat16)
+    expected = every.float().relu().to(every.dtype)
+    assert torch.equal(steps.relu(every.clone()).nan_to_num(-1.0), expected.nan_to_num(-1.0))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_no_number_is_seen_in_the_scores(encoder: Encoder, precision: Precision) -> None:
+    ranker = random_ranker(encoder, {"preset": "mixtral", "towers": (8,)}, False, seed=6)
+    for weight in ranker.model.experts.routed.weights:
+        weight[:] = torch.nan
+    (found,) = score_top_n(ranker, USERS, ITEMS, ForAll(np.arange(9)), BLEND, 9, precision=precision)
+    assert np.isnan(found.score).all()
+
+
+def test_what_a_block_holds_is_where_its_model_is(encoder: Encoder) -> None:
+    """Even before it has users: on a GPU nothing could be added to what is elsewhere. `meta` stands for one."""
+    ranker = random_ranker(encoder, {"preset": "mixtral"}, True, seed=1)
+    ranker.model.to("meta")
+    assert Block(ranker, ITEMS.slice(0, 0), 5, "fp32").segment.device.type == "meta"
+
+
 def test_without_a_folder_to_keep_it_in_compiled_code_is_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("numba")
     from numba.core.caching import CacheImpl
@@ -227,7 +249,7 @@ def test_without_a_folder_to_keep_it_in_compiled_code_is_made_again(monkeypatch:
 
 def test_compiled_steps_are_those_of_torch(encoder: Encoder) -> None:
     pytest.importorskip("numba")
-    from recsys_moe.scoring import compiled, steps
+    from recsys_moe.scoring import compiled
 
     gates = random_ranker(encoder, {"preset": "mixtral"}, False, seed=5).model.gates
     logits, pairs = torch.randn(40, gates.num_gates, 8), torch.randint(0, 30, (40, 2))
@@ -254,7 +276,7 @@ def test_compiled_steps_are_those_of_torch(encoder: Encoder) -> None:
 )
 def test_the_best_come_first_and_of_equals_the_left_one(score: list[list[float]], count: int) -> None:
     pytest.importorskip("numba")
-    from recsys_moe.scoring import compiled, steps
+    from recsys_moe.scoring import compiled
 
     rows = torch.tensor(score).view(-1, 6)
     expected = [sorted(range(6), key=lambda column: -np.nan_to_num(row[column], nan=9.0))[:count] for row in score]

@@ -1,7 +1,9 @@
 """Items that were met by the same users, counted in the log: item-item collaborative filtering (Sarwar et al. 2001).
 
-The score of items i and j is n_ij / sqrt((n_i + λ)(n_j + λ)), with n users who met them, both or each: the cosine of
-the columns of users × items, shrunk by λ, as two items that one user met by chance would else be as near as can be.
+The score of item j for one who met item i is a sum over the users who met both, divided by n_i^0.7 of the n_i users who
+met i: each user counts 1 / √(items met), and less the longer ago j was met (`met.HALF_LIVES`). That is the similarity
+of Deshpande & Karypis (2004) with a power on n_i, and with what is popular now kept: dividing by n_j, as the cosine
+does, puts rare items first. What it is worth is in docs/kuairand.md.
 
 DuckDB gathers the users' items, and a product of sparse matrices counts the pairs, some items at a time: many times as
 fast as the same join in SQL, which hashes each pair.
@@ -25,7 +27,7 @@ from pipelines.scoring.candidates.making import Making
 from pipelines.scoring.candidates.neighbours import Neighbours
 
 NAME = "co_visited"
-SHRINKAGE = 10
+POWER = 0.7
 MOST_ROWS, MOST_PAIRS = 20_000_000, 500_000_000
 """A user with n items brings n rows and n² pairs. Of each user only so many items count, the last ones, that all users
 together bring no more than this; where two items each are too many rows, so do only some of the users."""
@@ -43,20 +45,23 @@ def make(making: Making, wanted: CoVisited) -> None:
 
 
 def _baskets(making: Making, table: str) -> sparse.csr_array:
-    """[users, I] a 1 for each item that a user met, of those that count."""
+    """[users, I] how fresh each item is that a user met, of those that count."""
     last, every = _what_counts(making, table)
     rows = sql.stream(
         making.connection,
-        f"SELECT item, place FROM {table} WHERE place < {last} AND hash(user_id) % {every} = 0 ORDER BY user_id, place",
+        f"SELECT item, place, fresh FROM {table} WHERE place < {last} AND hash(user_id) % {every} = 0 "
+        "ORDER BY user_id, place",
     )
     items, starts, count = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
+    fresh = [np.zeros(0, np.float32)]
     for batch in rows:
         items.append(batch.column("item").to_numpy())
+        fresh.append(batch.column("fresh").to_numpy())
         starts.append(count + np.flatnonzero(batch.column("place").to_numpy() == 0))
         count += len(batch)
     offsets = np.append(np.concatenate(starts), count)
-    ones = np.ones(count, np.int32)
-    return sparse.csr_array((ones, np.concatenate(items), offsets), shape=(len(offsets) - 1, len(making.items)))
+    shape = len(offsets) - 1, len(making.items)
+    return sparse.csr_array((np.concatenate(fresh), np.concatenate(items), offsets), shape=shape)
 
 
 def _what_counts(making: Making, table: str) -> tuple[int, int]:
@@ -75,20 +80,22 @@ def _what_counts(making: Making, table: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class _Counts:
-    """Which users [users, I] met which items, and which of these [I] may be shown."""
+    """How fresh each item is that users [users, I] met, and which of these [I] may be shown."""
 
     met: sparse.csr_array
     shown: NDArray[np.bool_]
 
     def nearest(self, count: int) -> Iterator[tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.float32]]]:
         """Items, ascending, their `count` nearest, and the scores; some items at a time."""
-        users_of = self.met.T.tocsr()
-        smooth = np.sqrt(np.diff(users_of.indptr) + float(SHRINKAGE))
+        sizes = np.diff(self.met.indptr)
+        shares = np.repeat(1 / np.sqrt(np.maximum(sizes, 1)), sizes).astype(np.float32)
+        users_of = sparse.csr_array((shares, self.met.indices, self.met.indptr), shape=self.met.shape).T.tocsr()
+        divisor = (np.diff(users_of.indptr) + 1.0) ** POWER
         for start, stop in self._parts(users_of):
             together = users_of[start:stop] @ self.met
             item = np.repeat(np.arange(start, stop), np.diff(together.indptr))
             other = together.indices.astype(np.int64)
-            score = (together.data / (smooth[item] * smooth[other])).astype(np.float32)
+            score = (together.data / divisor[item]).astype(np.float32)
             kept = np.flatnonzero((item != other) & self.shown[other])
             best = kept[best_of_each(item[kept] - start, other[kept], score[kept], count)]
             yield item[best].astype(np.int32), together.indices[best], score[best]

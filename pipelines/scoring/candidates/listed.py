@@ -41,10 +41,13 @@ def _load(making: Making, wanted: Listed) -> None:
     """Leave the table `listed`: user_id, item_id, row."""
     connection, columns = making.connection, [making.config.columns.user, making.config.columns.item]
     connection.execute("CREATE TEMP TABLE listed (user_id VARCHAR, item_id VARCHAR, row BIGINT)")
-    cleaner, row = Cleaner(connection, making.config), 0
+    cleaner, row, malformed = Cleaner(connection, making.config), 0, 0
     for chunk in sources.gathered(sources.read(wanted.rows, making.ds, columns)):
         ids = cleaner.clean(chunk.rows.select(columns)).rename_columns(["user_id", "item_id"])
         numbers = pa.array(np.arange(row, row + len(ids)))
         connection.register("chunk", pa.Table.from_batches([ids.append_column("row", numbers)]))
         connection.execute("INSERT INTO listed FROM chunk WHERE user_id IS NOT NULL")
         row += len(ids)
+        malformed += len(chunk.malformed)
+    if malformed:
+        log.warning("%s: %d lines are not of its columns; they are left out", wanted.rows.title, malformed)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import date, timedelta
 
@@ -11,6 +12,8 @@ from pipelines import sql
 from pipelines.config import ItemRule, Recommender
 from pipelines.tables import Tables, snapshots
 from recsys_moe.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 def are_given(config: Recommender) -> bool:
@@ -48,17 +51,19 @@ def view_items(
 
 
 def as_date(connection: duckdb.DuckDBPyConnection, text: str, where: str) -> str:
-    """An SQL expression: a text of `item_rows` as a date, null where it is none.
+    """An SQL expression: a text of `item_rows` as a date, null where it is none, which the log then tells.
 
     Raises:
         UserError: none of the texts is a date.
     """
     found = f"TRY_CAST({text} AS DATE)"
     texts, dates, some = connection.execute(
-        f"SELECT count({text}), count({found}), min({text}) FROM item_rows"
+        f"SELECT count({text}), count({found}), min({text}) FILTER ({found} IS NULL) FROM item_rows"
     ).fetchall()[0]
     if texts and not dates:
         raise UserError(f"{where}: holds no dates such as 2026-01-31, but {some!r}; name a column of dates")
+    if texts > dates:
+        log.warning("%s: %d values, such as %r, are no dates; they count as missing", where, texts - dates, some)
     return found
 
 

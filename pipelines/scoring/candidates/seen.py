@@ -6,13 +6,16 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipelines import sql
+from pipelines.config import Recommender
 from pipelines.scoring.candidates import sharded
 from pipelines.scoring.candidates.lists import Lists, Pairs, Positions
 from pipelines.scoring.candidates.making import Making
+from pipelines.scoring.staging import Staging
 
 NAME = "seen"
 
@@ -59,6 +62,13 @@ class Seen:
         """[N] a number for each pair, in the order of user, then item."""
         user, item = pairs
         return user * self.num_items + item
+
+
+def read(config: Recommender, staging: Staging, shard: int, users: pa.Array | pa.ChunkedArray, num_items: int) -> Seen:
+    """What each of a shard's users (ids [U]) must not get again."""
+    if config.scoring.exclude_seen is False:
+        return Seen(Lists.none(len(users)), num_items)
+    return Seen(sharded.read(staging, NAME, shard, users), num_items)
 
 
 def without(pairs: Pairs, keys: Positions, among: Positions) -> Pairs:

@@ -18,7 +18,8 @@ from pipelines.scoring.staging import Staging
 
 def write(making: Making, name: str, query: str) -> None:
     """Write the rows of a query: user_id, item (a position), and if order matters place (a number), all int32 but the
-    first. A shard without rows has no file. Users before the first shard are nobody's.
+    first. A shard without rows has no file, which a list of those that have one tells from a file that is gone. Users
+    before the first shard are nobody's.
 
     Sorted by shard before they are written, on disk if need be: so one file is open at a time, however many there are.
     """
@@ -29,8 +30,11 @@ def write(making: Making, name: str, query: str) -> None:
         "ASOF JOIN shards ON user_id >= shards.first) SELECT q.*, u.shard FROM q JOIN u USING (user_id) ORDER BY shard",
     )
     schema = rows.schema.remove(rows.schema.get_field_index("shard"))
+    with_rows = []
     for shard, pieces in groupby(_cut(rows), key=itemgetter(0)):
         making.staging.write_rows(_file(name, shard), schema, (piece for _, piece in pieces))
+        with_rows.append(shard)
+    making.staging.write_json(_list(name), with_rows)
 
 
 def _cut(batches: pa.RecordBatchReader) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -45,7 +49,7 @@ def _cut(batches: pa.RecordBatchReader) -> Iterator[tuple[int, pa.RecordBatch]]:
 
 def read(staging: Staging, name: str, shard: int, users: pa.Array | pa.ChunkedArray) -> Lists:
     """The list of each of the shard's users (ids [U]), by place, or where the rows have none, by item."""
-    if not staging.exists(_file(name, shard)):
+    if shard not in staging.read_json(_list(name)):
         return Lists.none(len(users))
     pieces = []
     with staging.parquet(_file(name, shard)) as file:
@@ -61,6 +65,10 @@ def read(staging: Staging, name: str, shard: int, users: pa.Array | pa.ChunkedAr
 def _sorted(owner: Positions, item: Positions, place: Positions, count: int) -> Lists:
     order = np.argsort(owner.astype(np.int64) << 32 | place)
     return Lists.of((owner[order], item[order]), count)
+
+
+def _list(name: str) -> str:
+    return f"candidates-{name}.json"
 
 
 def _file(name: str, shard: int) -> str:

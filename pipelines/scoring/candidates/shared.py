@@ -19,7 +19,15 @@ from pipelines.scoring.candidates.lists import Lists, Positions
 from pipelines.scoring.candidates.making import Making
 from pipelines.scoring.candidates.neighbours import FromSeeds, Neighbours
 from pipelines.scoring.candidates.seen import Seen
-from pipelines.scoring.candidates.user_candidates import Everything, Grouped, Ranked, Source, UserCandidates, combined
+from pipelines.scoring.candidates.user_candidates import (
+    Asked,
+    Everything,
+    Grouped,
+    Ranked,
+    Source,
+    UserCandidates,
+    combined,
+)
 from pipelines.scoring.staging import Staging
 from pipelines.tables import Tables
 from recsys_moe.checkpoint import Ranker
@@ -93,11 +101,15 @@ class Shared:
             segments: [U] the name of each one's segment.
         """
         ids = users.column(self.config.columns.user)
-        left_out = Seen(sharded.read(self.staging, seen.NAME, shard, ids), self.num_items)
+        left_out = seen.read(self.config, self.staging, shard, ids, self.num_items)
         if isinstance(self.config.scoring.candidates[0], AllItems):
             return Everything(self.allowed, left_out)
         own = _Own(self, shard, ids, segments, left_out)
-        sources: dict[str, Source] = {wanted.source: own.source(wanted) for wanted in self.config.scoring.candidates}
+        sources: dict[str, Asked] = {
+            wanted.source: Asked(own.source(wanted), wanted.if_fewer_than)
+            for wanted in self.config.scoring.candidates
+            if not isinstance(wanted, AllItems)
+        }
         return combined(sources, left_out, len(ids))
 
     @cached_property

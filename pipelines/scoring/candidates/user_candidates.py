@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipelines.scoring.candidates.lists import Lists, Pairs, Positions, first_of_each
-from pipelines.scoring.candidates.seen import Seen, without
+from pipelines.scoring.candidates.seen import Seen, holds, without
 from recsys_moe.scoring import ForAll
 
 USERS_AT_ONCE = 1024
@@ -138,7 +138,15 @@ class Ranked:
         return first_of_each(without(pairs, self.key(pairs), seen), self.limit)
 
 
-def combined(sources: dict[str, Source], seen: Seen, users: int) -> Chosen:
+@dataclass(frozen=True)
+class Asked:
+    """A source, and for whom it is asked: users with fewer items than this from those before it, all where None."""
+
+    source: Source
+    if_fewer_than: int | None = None
+
+
+def combined(sources: Mapping[str, Asked], seen: Seen, users: int) -> Chosen:
     """What all sources propose for the users, each pair once, from the first source that has it; nothing seen."""
     made = [
         _block(list(sources.values()), seen, at, min(at + USERS_AT_ONCE, users))
@@ -151,14 +159,20 @@ def combined(sources: dict[str, Source], seen: Seen, users: int) -> Chosen:
 
 
 def _block(
-    sources: Sequence[Source], seen: Seen, start: int, stop: int
+    sources: Sequence[Asked], seen: Seen, start: int, stop: int
 ) -> tuple[Positions, NDArray[np.int32], NDArray[np.int8]]:
     """Of users start to stop: how many items each has, the items, and their sources."""
     left_out = seen.keys(start, stop)
-    keys = [seen.key(source.propose(start, stop, left_out)) for source in sources]
-    number = np.repeat(np.arange(len(keys), dtype=np.int8), [len(one) for one in keys])
-    # Of equal keys the first is found.
-    unique, first = np.unique(np.concatenate([np.zeros(0, np.int64), *keys]), return_index=True)
-    unique, first = without((unique, first), unique, left_out)
-    lengths = np.bincount(unique // seen.num_items, minlength=stop - start)
-    return lengths, (unique % seen.num_items).astype(np.int32), number[first]
+    found, number = np.zeros(0, np.int64), np.zeros(0, np.int8)
+    lengths = np.zeros(stop - start, np.int64)
+    for place, one in enumerate(sources):
+        keys = seen.key(one.source.propose(start, stop, left_out))
+        if one.if_fewer_than is not None:
+            keys = keys[lengths[keys // seen.num_items] < one.if_fewer_than]
+        # Of equal keys the first is found.
+        found, first = np.unique(np.concatenate([found, keys]), return_index=True)
+        number = np.concatenate([number, np.full(len(keys), place, np.int8)])[first]
+        kept = ~holds(left_out, found)
+        found, number = found[kept], number[kept]
+        lengths = np.bincount(found // seen.num_items, minlength=stop - start)
+    return lengths, (found % seen.num_items).astype(np.int32), number

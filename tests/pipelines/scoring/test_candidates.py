@@ -21,7 +21,8 @@ from pipelines.entities import entity_rows, moments
 from pipelines.ingest import ingest
 from pipelines.prepare import prepare, sides_of
 from pipelines.scoring.candidates import Shared, UserCandidates, co_visited, of_users
-from pipelines.scoring.candidates.co_visited import SHRINKAGE
+from pipelines.scoring.candidates.co_visited import POWER
+from pipelines.scoring.candidates.met import HALF_LIVES
 from pipelines.scoring.candidates.similar import item_vectors
 from pipelines.split import batches_of
 from pipelines.tables import Tables
@@ -43,6 +44,7 @@ class Row:
     day: date
     tab: str
     click: int
+    second: int
 
 
 @dataclass
@@ -129,7 +131,8 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Small]:
             lines = logged(draw, tiny, number)
             tiny.log(number, lines)
             cells = [line.split(",") for line in lines]
-            log += [Row(who, what, tiny.day(number), tab, int(click)) for who, what, _, tab, click, _ in cells]
+            day = tiny.day(number)
+            log += [Row(who, what, day, tab, int(click), int(at)) for who, what, at, tab, click, _ in cells]
             ingest(config, tiny.day(number))
             prepare(config, tiny.day(number))
         yield Small(tiny, log, *parts(config, tiny.day(DAYS - 1)))
@@ -247,10 +250,15 @@ def test_co_visited(
     rows = [row for row in small.last(1) if task is None or row.click]
     met = {user: set(items) for user, items in seeds_of(rows, 200 if most_pairs > 1 else 2).items()}
     users = Counter(item for items in met.values() for item in items)
+    last = {(row.user, row.item): row.second for row in rows if row.item != "x0"}
+    fresh = {pair: 0.5 ** ((max(last.values()) - second) * HALF_LIVES / 86400) for pair, second in last.items()}
     near: dict[str, list[tuple[str, float]]] = {}
     for one in users:
-        together = Counter(other for items in met.values() if one in items for other in items - {one})
-        scores = {o: n / ((users[one] + SHRINKAGE) * (users[o] + SHRINKAGE)) ** 0.5 for o, n in together.items()}
+        scores: Counter[str] = Counter()
+        for user, items in met.items():
+            for other in items - {one} if one in items else ():
+                share = fresh[user, other] / (len(items) ** 0.5 * (users[one] + 1) ** POWER)
+                scores[other] += share  # type: ignore[assignment]
         near[one] = sorted(scores.items(), key=lambda pair: (-np.float32(pair[1]), pair[0]))[:6]
     wanted = {"source": "co_visited", "limit": 8, "days": 1, "seeds": 4, "neighbours": 6, "task": task}
     found = small.lists(wanted, exclude_seen=seen)

@@ -12,7 +12,7 @@ from pipelines.scoring.candidates import nearest, user_candidates
 from pipelines.scoring.candidates.lists import Lists, Pairs, Positions, best_of_each, first_of_each
 from pipelines.scoring.candidates.neighbours import FromSeeds
 from pipelines.scoring.candidates.seen import Seen
-from pipelines.scoring.candidates.user_candidates import Grouped, Ranked, combined
+from pipelines.scoring.candidates.user_candidates import Asked, Grouped, Ranked, combined
 
 ITEMS = 12
 USER_LISTS = st.lists(st.lists(st.integers(0, ITEMS - 1), max_size=6, unique=True), min_size=1, max_size=7)
@@ -59,7 +59,11 @@ def test_the_first_source_has_a_pair_and_nothing_seen_is_given(rows: list[list[i
     seen, groups = data.draw(of_users), data.draw(USER_LISTS)
     group = np.array(data.draw(st.lists(st.integers(0, len(groups) - 1), min_size=count, max_size=count)))
     left_out = Seen(lists_of([sorted(row) for row in seen]), ITEMS)
-    sources = {"table": Ranked(lists_of(rows), 2, left_out.key), "popular": Grouped(lists_of(groups), group)}
+    below = data.draw(st.none() | st.integers(1, 3))
+    sources = {
+        "table": Asked(Ranked(lists_of(rows), 2, left_out.key)),
+        "popular": Asked(Grouped(lists_of(groups), group), below),
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(user_candidates, "USERS_AT_ONCE", 2)
         made = combined(sources, left_out, count)
@@ -71,6 +75,8 @@ def test_the_first_source_has_a_pair_and_nothing_seen_is_given(rows: list[list[i
     for one in range(count):
         own = [item for item in rows[one] if item not in seen[one]][:2]
         shared = [item for item in groups[group[one]] if item not in seen[one]]
+        if below is not None and len(own) >= below:
+            shared = []
         wanted |= {(one, item): "popular" for item in shared} | {(one, item): "table" for item in own}
     assert found == wanted
     assert len(found) == len(user)

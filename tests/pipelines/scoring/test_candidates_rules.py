@@ -55,6 +55,11 @@ def test_who_may_be_shown(tiny: Tiny, scoring: dict[str, Any], wanted: str) -> N
     assert allowed(tiny, **scoring) == wanted
 
 
+def test_a_date_that_is_none_counts_as_missing_and_is_told(tiny: Tiny, caplog: pytest.LogCaptureFixture) -> None:
+    allowed(tiny, available={"since": "since"})
+    assert caplog.messages == ["scoring.available.since: 1 values, such as 'soon', are no dates; they count as missing"]
+
+
 @pytest.mark.parametrize(
     ("scoring", "said"),
     [

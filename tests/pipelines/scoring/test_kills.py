@@ -7,16 +7,21 @@ import random
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from datetime import date
 from pathlib import Path
 from threading import Event, Thread
 
 import pandas as pd
 import pytest
 
+from pipelines import score as steps
 from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
 from pipelines.score import score
 from pipelines.tables import Tables
 from tests.pipelines.conftest import Tiny
@@ -57,6 +62,13 @@ def wait_for_a_moment(
 
 def staged(config: Recommender) -> set[Path]:
     return set((Path(config.storage) / "scoring").glob("*/*"))
+
+
+@contextmanager
+def alone_on_its_machine(config: Recommender, ds: date) -> Iterator[Path]:
+    """Without the lock, which no other machine sees."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 @contextmanager
@@ -113,3 +125,28 @@ def test_killed_at_any_moment_it_ends_the_same_and_nobody_saw_a_part(scored: Sco
     assert {0, 1} <= set(seen)
     assert max(stood) > 0, "every kill came before the first shard or after the last"
     assert {path.name for path in (Path(config.storage) / "scoring").glob("*/*")} == {"published.json"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_of_two_machines_one_publishes_and_the_other_says_so(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Airflow tries a task again while the one that it gave up is still at work. With files of the other's, or
+    without some, what was seen would come again."""
+    config = scored(users_per_shard=1, candidates={"source": "popular"}, exclude_seen=1, checks={"min_coverage": 0})
+    score(config, DAY, 1)
+    expected, draw, begun = published(config), random.Random(3), time.monotonic()
+    score(config, DAY, 1)
+    whole = time.monotonic() - begun
+    monkeypatch.setattr(steps, "_alone", alone_on_its_machine)
+
+    def one(delay: float) -> bool:
+        time.sleep(delay)
+        with suppress(TryAgainError):
+            return bool(score(config, DAY, 1))
+        return False
+
+    for number in range(8):
+        with ThreadPoolExecutor(2) as machines:
+            won = [*machines.map(one, (0.0, whole * draw.random() / (1 + 4 * (number % 2))))]
+        assert any(won)
+        assert published(config).equals(expected)

@@ -217,6 +217,7 @@ def test_one_score_for_all_and_then_another(connection: duckdb.DuckDBPyConnectio
         (lists(50, blend=Blend({"click": 1.0, "like": 4.0})), "other weights"),
         (lists(50, blend=Blend({"click": 1.0, "like": 0.5}, "product")), "other weights"),
         (lists(50).drop_columns(["score_like"]), "score_like, which is part of the score, was not there"),
+        (lists(50, score_like=None), "score_like, which is part of the score, was not there"),
         (lists(50, context="home"), "no context"),
     ],
 )

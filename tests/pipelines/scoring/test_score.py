@@ -8,10 +8,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from pipelines import sources
 from pipelines.config import Recommender
 from pipelines.errors import TryAgainError
 from pipelines.score import engine_named, score, score_plan, score_publish, score_shard
-from pipelines.scoring import engine, shard
+from pipelines.scoring import engine, publish, shard
+from pipelines.scoring.plan import Plan
 from pipelines.tables import Tables
 from recsys_moe.errors import UserError
 from tests.pipelines.conftest import Tiny
@@ -158,6 +160,48 @@ def test_a_list_that_is_none(scored: Scored, tmp_path: Path, content: str, messa
     (tmp_path / "wanted.csv").write_text(content, encoding="utf-8")
     with pytest.raises(UserError, match=message):
         score(scored(users={"path": str(tmp_path / "wanted.csv")}), DAY, 1)
+
+
+def test_a_list_that_was_mended_is_read_again(scored: Scored, tmp_path: Path) -> None:
+    (tmp_path / "wanted.csv").write_text("user\nu1\n", encoding="utf-8")
+    config = scored(users={"path": str(tmp_path / "wanted.csv")})
+    first = score_plan(config, DAY, 1)
+    assert score_plan(config, DAY, 1) == first
+    (tmp_path / "wanted.csv").write_text("user\nu1\nu2\n", encoding="utf-8")
+    assert score(config, DAY, 1)["users"] == 2
+
+
+def test_a_list_that_breaks_off_is_told_in_one_line(scored: Scored, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "wanted.csv").write_text("user\nu1\n", encoding="utf-8")
+    read = sources.read
+
+    def breaks_off(*wanted: Any) -> Any:
+        yield from read(*wanted)
+        raise UserError("wanted.csv: was replaced while it was read")
+
+    monkeypatch.setattr(sources, "read", breaks_off)
+    with pytest.raises(UserError, match=r"^wanted.csv: was replaced while it was read$"):
+        score(scored(users={"path": str(tmp_path / "wanted.csv")}), DAY, 1)
+
+
+def test_a_shard_whose_own_files_are_gone_has_no_lists(scored: Scored) -> None:
+    """As where another machine plans the same and clears the folder: without them, what was seen would come again."""
+    config = scored(candidates={"source": "popular"}, exclude_seen=1, checks={"min_coverage": 0})
+    plan = score_plan(config, DAY, 1)["plan"]
+    (gone,) = (path for path in staged(config) if path.name == "candidates-seen-00000.parquet")
+    gone.unlink()
+    with pytest.raises(TryAgainError, match=r"shard 0 of 1 failed once, .*candidates-seen-00000"):
+        score_shard(config, plan, 0)
+    assert not [path for path in staged(config) if path.name.startswith("shard")]
+
+
+def test_a_plan_that_another_run_publishes_meanwhile(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = scored()
+    plan = Plan.read(config, score_plan(config, DAY, 1)["plan"])
+    score_shard(config, plan.id, 0)
+    monkeypatch.setattr(publish, "tell", lambda _: plan.finish(config, {}))
+    with pytest.raises(TryAgainError, match=r"another run published it meanwhile"):
+        score_publish(config, plan.id)
 
 
 def test_what_the_checks_refuse_is_not_published(scored: Scored) -> None:
