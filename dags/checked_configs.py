@@ -21,13 +21,14 @@ from croniter import croniter
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import best_match
 
+MOST_CHARACTERS, MOST_WRITTEN_OUT = 256_000, 500_000
 CONFIGS = Path(os.environ.get("RECSYS_MOE_CONFIGS") or Path(__file__).resolve().parents[1] / "configs")
 
 NEEDED = {
     "type": "object",
     "required": ["name", "schedule"],
     "properties": {
-        "name": {"type": "string", "pattern": "^[a-z][a-z0-9_]*$"},
+        "name": {"type": "string", "pattern": r"^[a-z][a-z0-9_]*\Z", "maxLength": 200},
         "columns": {"type": "object", "properties": {"timezone": {"type": "string"}}},
         "schedule": {
             "type": "object",
@@ -40,12 +41,12 @@ NEEDED = {
                 "alerts": {
                     "type": "object",
                     "properties": {
-                        "email": {"type": "array", "items": {"type": "string", "pattern": r"^[^@\s]+@[^@\s]+$"}},
+                        "email": {"type": "array", "items": {"type": "string", "pattern": r"^[^@\s{}]+@[^@\s{}]+$"}},
                         "slack": {"type": ["string", "null"], "pattern": r"^#?[\w.-]+$"},
                     },
                     "additionalProperties": False,
                 },
-                "start": {"type": "string", "pattern": r"^\d{4}-\d{2}-\d{2}$"},
+                "start": {"type": "string", "pattern": r"^[12]\d{3}-\d{2}-\d{2}$"},
             },
             "additionalProperties": False,
         },
@@ -79,7 +80,7 @@ def read_all(folder: Path = CONFIGS) -> tuple[list[Scheduled], list[str]]:
         try:
             if recommender := _read(path):
                 by_name.setdefault(recommender.name, []).append(recommender)
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, KeyError, AttributeError, RecursionError, yaml.YAMLError) as error:
             problems.append(f"{path.name}: {' '.join(str(error).split())}")
     for name, several in by_name.items():
         several.sort(key=lambda one: one.path.stem != name)  # a copy must not take over from the file called like it
@@ -89,7 +90,9 @@ def read_all(folder: Path = CONFIGS) -> tuple[list[Scheduled], list[str]]:
 
 def _read(path: Path) -> Scheduled | None:
     """Read one YAML: None where it has no schedule, `ValueError` where it is wrong."""
-    raw = json.loads(json.dumps(yaml.safe_load(path.read_text(encoding="utf-8")), default=str))
+    if "{" in path.name:
+        raise ValueError("its name has a brace, which Airflow would take for the beginning of a template")
+    raw = json.loads(json.dumps(_values(path), default=str))
     if isinstance(raw, dict) and "schedule" not in raw:
         return None
     _check(raw, path.parent / "schema.json")
@@ -106,6 +109,32 @@ def _read(path: Path) -> Scheduled | None:
         email=tuple(schedule.get("alerts", {}).get("email", ())),
         slack=_with_provider(schedule.get("alerts", {}).get("slack")),
     )
+
+
+def _values(path: Path) -> Any:
+    """What a YAML holds, within the bounds that the CLI has as well."""
+    with path.open(encoding="utf-8") as file:
+        text = file.read(MOST_CHARACTERS + 1)
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"is longer than {MOST_CHARACTERS} characters")
+    loader = yaml.SafeLoader(text)
+    if (node := loader.get_single_node()) is None:
+        return None
+    _count(node, {})
+    return loader.construct_document(node)
+
+
+def _count(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many characters and values a node holds with its aliases written out: ten lines may stand for billions."""
+    if id(node) not in known:
+        known[id(node)] = MOST_WRITTEN_OUT  # until it is counted: one that holds itself is without end
+        inside = [] if isinstance(node, yaml.ScalarNode) else node.value
+        pairs = inside if isinstance(node, yaml.MappingNode) else [inside]
+        own = 1 + len(node.value) if isinstance(node, yaml.ScalarNode) else 1
+        known[id(node)] = own + sum(_count(one, known) for pair in pairs for one in pair)
+    if known[id(node)] > MOST_WRITTEN_OUT:
+        raise ValueError(f"is longer than {MOST_WRITTEN_OUT} with its aliases written out")
+    return known[id(node)]
 
 
 def _check(raw: Any, schema_path: Path) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from pipelines.config import yaml_text
 from pipelines.config.recommender import Origin, Recommender
 from recsys_moe.errors import UserError
 
-_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}")
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-((?:[^}$]|\$(?!\{))*))?\}")
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 def _expand(value: Any, where: str) -> Any:
@@ -27,6 +28,8 @@ def _expand(value: Any, where: str) -> Any:
         return [_expand(item, f"{where}.{n}") for n, item in enumerate(value)]
     if not isinstance(value, str):
         return value
+    if _NO_TEXT.search(value):
+        raise UserError(f"{where}: {value[:80]!r} holds a character that no text has")
 
     def lookup(match: re.Match[str]) -> str:
         found = os.environ.get(match[1], match[2])
@@ -122,7 +125,8 @@ def _first_problem(error: ValidationError) -> str:
     elif problem["type"] not in ("value_error", "missing") and "://" not in str(problem["input"]):  # may be a secret
         message += f", not {problem['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {message}{more}" if where else f"{message}{more}"
+    said = f"{where}: {message}{more}" if where else f"{message}{more}"
+    return "".join(one if one.isprintable() else "?" for one in said)  # what is quoted in it may be anything
 
 
 def _did_you_mean(loc: tuple[int | str, ...]) -> str:
@@ -141,7 +145,8 @@ def load(path: Path) -> Recommender:
         UserError: naming the file, the key inside it and what would be right.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        with path.open(encoding="utf-8") as file:
+            text = file.read(yaml_text.MOST_CHARACTERS + 1)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; --config takes a recommender's YAML") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -156,9 +161,9 @@ def parse(text: str, path: Path) -> Recommender:
         UserError: see `load`.
     """
     try:
-        raw = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raw = yaml_text.read(text)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: should hold keys such as name, storage and source")
     try:

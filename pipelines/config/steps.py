@@ -192,7 +192,7 @@ class Alerts(Frozen):
     How to reach them stands in Airflow's connections `smtp_default` and `slack_api_default`.
     """
 
-    email: tuple[Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+$")], ...] = ()
+    email: tuple[Annotated[str, Field(pattern=r"^[^@\s{}]+@[^@\s{}]+$")], ...] = ()
     slack: Annotated[str, Field(pattern=r"^#?[\w.-]+$")] | None = None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
@@ -24,6 +25,7 @@ from recsys_moe import checkpoint
 from recsys_moe.errors import UserError
 
 FILE, _PUBLISHED = "plan.json", "published.json"
+_ID = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}-[0-9a-f]{12}")
 _LAYOUT = 2
 """Of what is staged; another number where it is changed, so that nobody goes on with what an older release staged."""
 _READ: tuple[TableName, ...] = ("interactions", "users", "items", "daily_counts", "daily_recent", "examples")
@@ -110,7 +112,13 @@ def published(config: Recommender, plan_id: str) -> dict[str, Any] | None:
 
 
 def staging_of(config: Recommender, plan_id: str) -> Staging:
-    """The folder of a plan."""
+    """The folder of a plan.
+
+    Raises:
+        UserError: it is no plan's id; a path would lead out of the storage.
+    """
+    if not _ID.fullmatch(plan_id):
+        raise UserError(f"--plan: {plan_id!r} is no plan's id; `recsys-moe score-plan` tells one")
     return Staging(places.join(config.storage, FOLDER, plan_id))
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Iterator
 
 from pipelines.sources.files import File
-from pipelines.sources.streams import unpacked
+from pipelines.sources.streams import BLOCK, unpacked
 from recsys_moe.errors import UserError
 
 
@@ -17,7 +18,7 @@ def refuse_open_quote(file: File, delimiter: str) -> None:
     """
     with unpacked(file) as stream:
         text = io.TextIOWrapper(stream, encoding="utf-8", errors="replace", newline="")
-        reader = csv.reader(text, delimiter=delimiter, strict=True)
+        reader = csv.reader(_lines(file, text), delimiter=delimiter, strict=True)
         while True:
             line = reader.line_num + 1
             try:
@@ -27,3 +28,13 @@ def refuse_open_quote(file: File, delimiter: str) -> None:
                 # Other complaints, such as text after a closing quote, are about one row and not about the rest.
                 if "unexpected end" in str(error) or "field larger" in str(error):
                     raise UserError(f"{file.uri}: line {line} opens a quote that is never closed") from None
+
+
+def _lines(file: File, text: io.TextIOWrapper) -> Iterator[str]:
+    """The lines, of which none takes more memory than a row may: a packed file may hold one of gigabytes."""
+    number = 1
+    while line := text.readline(BLOCK):
+        if len(line) == BLOCK:
+            raise UserError(f"{file.uri}: line {number} has over {BLOCK >> 20} MB")
+        yield line
+        number += 1
