@@ -9,3 +9,7 @@ class NotDueError(Exception):
 
 class TryAgainError(UserError):
     """Something that passes by itself: the same step, run again later, may well succeed."""
+
+
+class RaceLostError(TryAgainError):
+    """Another process published other rows for the same day meanwhile; they stand."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import date, timedelta
 
 import duckdb
@@ -22,6 +22,16 @@ def oldest_seen(config: Recommender, event_day: date) -> date:
     """The first day whose rows may be in the history of an event."""
     # An event may lie a day after the one that brought it (`columns.tolerance_minutes`).
     return event_day - timedelta(days=history.longest_look_back(config) + 1)
+
+
+def first_event_day(tables: Tables, days: Collection[date]) -> date:
+    """The first day on which a row of these ingested days happened: late rows happened before. Footers tell it."""
+    chosen = tables.dataset("interactions").get_fragments(filter=pc.field("ds").isin(pa.array(days, pa.date32())))
+    footers = [fragment.metadata for fragment in chosen]
+    column = footers[0].schema.names.index("event_day")
+    groups = [footer.row_group(number) for footer in footers for number in range(footer.num_row_groups)]
+    # Of a day that was only of people who were forgotten, no row is left.
+    return min((group.column(column).statistics.min for group in groups if group.num_rows), default=min(days))
 
 
 def days_with_history(config: Recommender, tables: Tables, since: date) -> list[date]:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import date, timedelta
 from typing import Any
 
 import duckdb
 import pyarrow.compute as pc
 
-from pipelines import history, labels, past_days, recent, sql
+from pipelines import history, labels, made_of, past_days, recent, sql
 from pipelines.catalog import Sides
 from pipelines.config import Recommender, feature_columns
+from pipelines.errors import RaceLostError
 from pipelines.featured import with_features
 from pipelines.key_groups import Groups, Key, group_by
 from pipelines.sampling import made_negatives
 from pipelines.tables import TableName, Tables, snapshots
+from pipelines.tables.publishing import attempts
 from recsys_moe.config import Side
 from recsys_moe.errors import UserError
 
@@ -26,11 +28,13 @@ log = logging.getLogger(__name__)
 def prepare(config: Recommender, ds: date) -> dict[str, Any]:
     """Publish the examples of day `ds`, one a row of the log, and what the day leaves for the history of days to come.
 
-    Days before it whose labels `ds` makes known are made again. Days may come in any order: those that `ds` looks back
-    at and that were never prepared leave their history first. A day is held on disk where memory does not suffice.
+    Days before it whose labels `ds` makes known are made again, and later days that look back at it, where it was not
+    there or was another. Those that `ds` looks back at and that were never prepared leave their history first. So days
+    may come in any order, and several at once. A day is held on disk where memory does not suffice.
 
     Raises:
         UserError: the day was not ingested.
+        TryAgainError: other processes prepare the same days all the time.
     """
     tables = Tables(config.storage)
     rejected = tables.path("rejected")
@@ -40,11 +44,26 @@ def prepare(config: Recommender, ds: date) -> dict[str, Any]:
         )
     days = labels.days_to_prepare(config, tables, ds)
     for day in _without_history(config, tables, days):
-        with _connect(config) as connection:
-            _leave_history(connection, config, tables, sides_of(config, tables), day)
-    results = {day: _prepare_day(config, tables, day) for day in days}
-    again = [day.isoformat() for day in days if day != ds]
+        with suppress(RaceLostError):  # another process has left it
+            _leave_history_alone(config, tables, day)
+    results = _prepare_all(config, tables, days)
+    again = [day.isoformat() for day in sorted(results) if day != ds]
     return {"step": "prepare", "ds": ds.isoformat(), **results[ds], "prepared_again": again}
+
+
+def _prepare_all(config: Recommender, tables: Tables, days: list[date]) -> dict[date, dict[str, Any]]:
+    """Prepare days, and what is then out of date from the first of them on, until nothing is. Returns each result."""
+    results: dict[date, dict[str, Any]] = {}
+    due = days
+    for _ in attempts(tables.path("examples")):
+        for day in due:
+            with suppress(RaceLostError):  # another process is at this day, too
+                results[day] = _prepare_day(config, tables, day)
+        lost = [day for day in days if day not in results]
+        due = sorted({*lost, *made_of.out_of_date(config, tables, days[0])})
+        if not due:
+            return results
+    raise AssertionError("the last attempt has raised")
 
 
 def _without_history(config: Recommender, tables: Tables, days: list[date]) -> list[date]:
@@ -54,10 +73,7 @@ def _without_history(config: Recommender, tables: Tables, days: list[date]) -> l
     """
     if config.features.history is None:
         return []
-    with sql.connect() as connection:
-        sql.view(connection, "log", tables.dataset("interactions"), pc.field("ds").isin(days))
-        first = sql.value(connection, "SELECT min(event_day) FROM log")
-    since = past_days.oldest_seen(config, first)
+    since = past_days.oldest_seen(config, past_days.first_event_day(tables, days))
     left = {*days, *past_days.days_with_history(config, tables, since)}
     return [day for day in tables.days("interactions") if since <= day < max(days) and day not in left]
 
@@ -66,7 +82,16 @@ def _connect(config: Recommender) -> AbstractContextManager[duckdb.DuckDBPyConne
     return sql.connect(config.columns.timezone, spill=config.workspace / "scratch")
 
 
+def _leave_history_alone(config: Recommender, tables: Tables, ds: date) -> None:
+    inputs = made_of.Present(config, tables).inputs(ds)
+    with _connect(config) as connection:
+        _leave_history(connection, config, tables, sides_of(config, tables), ds)
+    made_of.note(tables, ds, inputs)
+
+
 def _prepare_day(config: Recommender, tables: Tables, ds: date) -> dict[str, Any]:
+    present = made_of.Present(config, tables)
+    inputs, (since, looked_at) = present.inputs(ds), present.looked_at(ds)
     with _connect(config) as connection:
         sides = sides_of(config, tables)
         versions, groups = _leave_history(connection, config, tables, sides, ds)
@@ -77,6 +102,8 @@ def _prepare_day(config: Recommender, tables: Tables, ds: date) -> dict[str, Any
         rows = with_features(connection, config, tables, "events", through=ds - timedelta(days=1), groups=groups)
         versions["examples"] = tables.replace_day("examples", ds, rows)
         count = sql.value(connection, "SELECT count(*) FROM events")
+    came_out = made_of.Present(config, tables).examples(ds)
+    made_of.note(tables, ds, {**looked_at, **inputs, **came_out}, since)
     log.info("prepared %s: %d examples", ds, count)
     return {"examples": count, "versions": versions}
 

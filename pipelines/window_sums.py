@@ -53,7 +53,7 @@ class Asked:
 
     def __init__(self, days: NDArray[np.int32], hashes: Integers, bands: int) -> None:
         starts = np.flatnonzero(np.diff(days, prepend=_NEVER)).tolist()
-        ends = [*starts[1:], len(days)]
+        ends = [*starts[1:], len(days)][: len(starts)]
         self.moments = {int(days[at]): _Places(hashes[at:end], at) for at, end in zip(starts, ends, strict=True)}
         self.sums: defaultdict[str, NDArray[np.float64]] = defaultdict(lambda: np.zeros((bands, len(days))))
         self.age = np.full(len(days), _NEVER, np.int32)

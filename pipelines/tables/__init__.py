@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import date
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +37,7 @@ TableName = Literal[
     "daily_counts",
     "daily_recent",
     "examples",
+    "prepared",
     "scores",
     "promotions",
 ]
@@ -145,12 +147,16 @@ class Tables:
 
         Files of a table are never changed, only added and removed, so their names stand for their content.
         """
-        wanted = {f"ds={day.isoformat()}" for day in days}
-        found = self._find(name)
-        paths = found.file_uris() if found else []
-        names = sorted("/".join(Path(path).parts[-2:]) for path in paths)
-        chosen = [path for path in names if path.split("/")[0] in wanted]
+        found = self.files(name)
+        chosen = [file for day in sorted(set(days)) for file in found.get(day, ())]
         return hashlib.sha256("\n".join(chosen).encode()).hexdigest()[:16]
+
+    def files(self, name: TableName) -> dict[date, tuple[str, ...]]:
+        """The files of each day, as `ds=…/name`, in order; a day without rows has none."""
+        found = self._find(name)
+        parts = sorted(tuple(path.split("/")[-2:]) for path in (found.file_uris() if found else []))
+        days = groupby(parts, key=lambda part: part[0])
+        return {date.fromisoformat(ds.removeprefix("ds=")): tuple(map("/".join, files)) for ds, files in days}
 
     def delta(self, name: TableName, version: int | None = None) -> DeltaTable:
         """The table in Delta's terms, at the version that is read or another.

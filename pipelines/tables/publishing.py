@@ -23,7 +23,7 @@ from deltalake.exceptions import CommitFailedError, DeltaError, TableNotFoundErr
 from deltalake.transaction import AddAction
 
 from pipelines import places
-from pipelines.errors import TryAgainError
+from pipelines.errors import RaceLostError, TryAgainError
 from pipelines.tables.files import DayFiles, same_rows
 from pipelines.tables.schemas import merged, written
 from recsys_moe.errors import UserError
@@ -244,7 +244,7 @@ class DayWriter:
                 return commit(self._place, table, {self._ds: files}, schema)
             except CommitFailedError:
                 self._files.keep(False)
-        raise TryAgainError(
+        raise RaceLostError(
             f"{self._place}: another run published {self._ds} of {self._place.path.rpartition('/')[2]} at the same "
             "time and won; run this step again"
         )

@@ -55,6 +55,16 @@ def test_rows_go_by_the_user_column(config: Recommender) -> None:
         assert kept(config, name, {column: users}) == [1, 2, 3, 4, 5]
 
 
+def test_a_day_of_one_person_alone_can_be_prepared_when_they_are_forgotten(config: Recommender, tiny: Any) -> None:
+    tiny.log(0, [f"u1,i0,{tiny.at(0)},home,1,0"])
+    for number in range(2):
+        ingest(config, tiny.day(number))
+        prepare(config, tiny.day(number))
+    forget(config, "u1")
+    assert prepare(config, tiny.day(0))["examples"] == 0
+    assert prepare(config, tiny.day(1))["examples"] > 0
+
+
 def test_tables_without_users_are_left_alone(config: Recommender) -> None:
     assert traces_of(config, "items", "u1") is None
     assert traces_of(config, "ingested", "u1") is None
