@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
@@ -72,12 +73,31 @@ def guard(debug: bool, work: Callable[[], object]) -> None:
     except NotDueError as reason:
         print(f"nothing to do: {reason}", file=sys.stderr)
         raise typer.Exit(SKIPPED) from None
-    except UserError as error:
+    except Exception as error:
+        if not (isinstance(error, UserError) or _is_of_a_full_disk(error)):
+            raise
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        raise typer.Exit(TRY_AGAIN if isinstance(error, TryAgainError) else USER_ERROR) from None
+        said = str(error) if isinstance(error, UserError) else " ".join(str(error).split())
+        print(f"error: {said}", file=sys.stderr)
+        raise typer.Exit(_exit_code(error)) from None
     raise typer.Exit(code if isinstance(code, int) else 0)
+
+
+def _exit_code(error: Exception) -> int:
+    return TRY_AGAIN if isinstance(error, TryAgainError) or _is_of_a_full_disk(error) else USER_ERROR
+
+
+def _is_of_a_full_disk(error: BaseException | None) -> bool:
+    """Whether this, or what led to it, is that a disk is full: other steps that end, or a person, make room.
+
+    Libraries say so in their own exceptions, with the system's words.
+    """
+    while error is not None:
+        if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _set_up_logging() -> None:

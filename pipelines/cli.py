@@ -2,8 +2,8 @@
 
 Logs go to stderr. The last line of stdout is one JSON object, which is also written to the file that
 `$RECSYS_MOE_RESULT` names. Exit codes: 0 done, 2 something that the user can mend, 75 something that passes by itself
-(a storage that cannot be reached, a race that was lost), 99 nothing to do, 1 a bug, or for `reproduce` that the result
-differs.
+(a storage or server that cannot be reached, a full disk, a race that was lost), 99 nothing to do, 1 a bug, or for
+`reproduce` that the result differs.
 
 Steps are imported when they are called: `--help`, `ingest` and `schema` need no torch.
 """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
 import os
@@ -24,15 +23,19 @@ from mlflow.tracking import MlflowClient
 from pipelines.aliases import Aliases
 from pipelines.config import Recommender
 from pipelines.environment import commit_tags
+from pipelines.errors import TryAgainError
 from pipelines.model_files import DIGEST, checkpoint_of, log_model
 from pipelines.promotions import CHAMPION, Promotions
 from pipelines.runs import Run
 from pipelines.tables import Tables
-from pipelines.tracking import in_a_line, without_login
+from pipelines.tracking import alone_at, in_a_line, without_login
 from recsys_moe.digests import digest
 from recsys_moe.errors import UserError
 
 log = logging.getLogger(__name__)
+
+_PASSES = ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE", "REQUEST_LIMIT_EXCEEDED", "RESOURCE_EXHAUSTED")
+"""What mlflow calls a server that is not there, or that has too much to do; all else is about what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -72,20 +75,6 @@ def _local_store(config: Recommender) -> Path:
     return config.workspace.parent / "mlflow"
 
 
-@contextmanager
-def _alone_at(uri: str) -> Iterator[None]:
-    """Wait until nobody else opens a local store: of two processes that make its database at once, mlflow ends one or
-    both with an error."""
-    if not uri.startswith("sqlite:///"):
-        yield
-        return
-    database = Path(uri.removeprefix("sqlite:///"))
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with database.with_suffix(".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _track_at(uri: str) -> None:
     """Use a store in this process. mlflow also writes it to the environment, where the next recommender would find it
     and take it for what the user asked for."""
@@ -100,20 +89,22 @@ class Registry:
     """One recommender's experiment and registered model, both called by its name.
 
     Raises:
-        UserError: the tracking server does not answer, or asks for a login.
+        TryAgainError: the tracking server does not answer.
+        UserError: it asks for a login, or refuses the experiment.
     """
 
     def __init__(self, config: Recommender) -> None:
         self.name, self.uri = config.name, tracking_uri(config)
         self.promotions = Promotions(Tables(config.storage))
-        with _alone_at(self.uri):
+        with alone_at(self.uri):
             _track_at(self.uri)
             self.client = MlflowClient()
             self.aliases = Aliases(self.client, self.name)
             try:
                 self.experiment_id = self._experiment(config)
             except MlflowException as error:
-                raise UserError(f"MLflow at {without_login(self.uri)}: {in_a_line(error, self.uri)}") from None
+                kind = TryAgainError if error.error_code in _PASSES else UserError
+                raise kind(f"MLflow at {without_login(self.uri)}: {in_a_line(error, self.uri)}") from None
 
     def _experiment(self, config: Recommender) -> str:
         found = self.client.get_experiment_by_name(self.name)
@@ -126,7 +117,12 @@ class Registry:
             return str(found.experiment_id)
         # A server chooses the place itself; without one, pictures and models lie beside the database.
         place = None if self.uri.startswith("http") else (_local_store(config) / "artifacts").as_uri()
-        return str(self.client.create_experiment(self.name, artifact_location=place))
+        try:
+            return str(self.client.create_experiment(self.name, artifact_location=place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self._experiment(config)  # the first night's training and monitor both looked before either made it
 
     @contextmanager
     def run(self, title: str, tags: Mapping[str, str]) -> Iterator[Run]:
@@ -357,7 +353,7 @@ def run_of_server(run_id: str) -> Run:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         raise UserError("--config: name the recommender's YAML, or set MLFLOW_TRACKING_URI, to say where the run is")
-    with _alone_at(uri):
+    with alone_at(uri):
         client = MlflowClient(uri)
         _finished(client, uri, run_id)
     return Run(client, run_id)

@@ -1,7 +1,11 @@
-"""How messages name the MLflow server: without the login that its address may hold."""
+"""MLflow's address: how messages name it, without the login that it may hold, and who may make its database."""
 
 from __future__ import annotations
 
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 
@@ -20,3 +24,17 @@ def without_login(uri: str, text: str | None = None) -> str:
 def in_a_line(error: Exception, uri: str) -> str:
     """The first line of what the server, or its client, complains of."""
     return without_login(uri, (str(error).splitlines() or [type(error).__name__])[0])
+
+
+@contextmanager
+def alone_at(uri: str) -> Iterator[None]:
+    """Wait until nobody else opens a local store: of two processes that make its database at once, mlflow ends one or
+    both with an error."""
+    if not uri.startswith("sqlite:///"):
+        yield
+        return
+    database = Path(uri.removeprefix("sqlite:///"))
+    database.parent.mkdir(parents=True, exist_ok=True)
+    with database.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

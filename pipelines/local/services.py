@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import signal
 import socket
 import subprocess
@@ -21,12 +22,13 @@ from typing import Any
 import httpx
 
 from pipelines.local.airflow_api import Airflow
+from pipelines.local.backends import TASKS_AT_ONCE, THIS_MACHINE, Backends, without_addresses
 from pipelines.processes import adopt_orphans, end_descendants
+from pipelines.tracking import alone_at
 from recsys_moe.errors import UserError
 
 HOST = "127.0.0.1"
 USERNAME = "admin"
-TASKS_AT_ONCE = 2
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -48,6 +50,11 @@ class Layout:
     def task_logs(self) -> Path:
         """The folder of the tasks' logs."""
         return self.home / "logs"
+
+    @property
+    def environment(self) -> Path:
+        """What a shell reads (`. FILE`) so that `airflow` and `recsys-moe` there mean these servers."""
+        return self.home / "environment.sh"
 
     def task_log(self, dag_id: str, run_id: str, task: Mapping[str, Any]) -> Path:
         """The log of a task's last try; mapped ones have one each."""
@@ -71,6 +78,7 @@ class Services:
     layout: Layout
     airflow: Airflow
     mlflow: Login | None
+    backends: Backends = THIS_MACHINE
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start(self, name: str, arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
@@ -105,7 +113,7 @@ class Services:
 
 
 @contextmanager
-def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Services]:
+def running(layout: Layout, *, schedules: bool, mlflow: bool, backends: Backends = THIS_MACHINE) -> Iterator[Services]:
     """Airflow, and MLflow if asked, for the length of a `with` block; all that was started has ended after it.
 
     Args:
@@ -113,6 +121,7 @@ def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Servic
         schedules: whether cron times start runs and deferred tasks are woken; without, only assets, backfills and
             people start runs.
         mlflow: whether to start MLflow's server. Without it the steps write to its store themselves.
+        backends: servers to use that run already.
 
     Raises:
         UserError: a service did not start.
@@ -122,13 +131,14 @@ def running(layout: Layout, *, schedules: bool, mlflow: bool) -> Iterator[Servic
         passwords = _passwords(layout.home)
         airflow = Airflow(f"http://{HOST}:{_free_port(8080)}", USERNAME, passwords["airflow"])
         login = Login(f"http://{HOST}:{_free_port(5000)}", passwords["mlflow"]) if mlflow else None
-        services = Services(layout, airflow, login)
-        if login:
-            _start_mlflow(services, login, passwords["mlflow_key"])
-        _start_airflow(services, schedules)
-        services.wait_until("starting Airflow", airflow.is_ready)
-        if login:
-            services.wait_until("starting MLflow", lambda: _answers(f"{login.url}/health"))
+        services = Services(layout, airflow, login, backends)
+        with alone_at(_mlflow_store(services)):  # a step that a person runs now would make the same database
+            if login:
+                _start_mlflow(services, login, passwords["mlflow_key"])
+            _start_airflow(services, schedules)
+            services.wait_until("starting Airflow", airflow.is_ready)
+            if login:
+                services.wait_until("starting MLflow", lambda: _answers(f"{login.url}/health"))
         with closing(airflow):
             airflow.create_pool("gpu", 1, "one training at a time")
             airflow.create_pool("scoring", TASKS_AT_ONCE, "shards that are scored at a time")
@@ -183,31 +193,38 @@ def _write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
+def _mlflow_store(services: Services) -> str:
+    return services.backends.mlflow_database or f"sqlite:///{services.layout.mlflow / 'mlflow.db'}"
+
+
 def _start_mlflow(services: Services, login: Login, secret_key: str) -> None:
-    layout = services.layout
+    layout, backends = services.layout, services.backends
     layout.mlflow.mkdir(parents=True, exist_ok=True)
     config = layout.home / "mlflow_auth.ini"
-    _write_private(
-        config, f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{layout.home / 'mlflow_auth.db'}\n"
-    )
-    environment = os.environ | {
+    # Without the cache each request, and a training makes a hundred, waits for the password to be hashed.
+    settings = ["[mlflow]", "default_permission = READ", "auth_cache_ttl_seconds = 60"]
+    _write_private(config, "\n".join([*settings, f"database_uri = sqlite:///{layout.home / 'mlflow_auth.db'}\n"]))
+    # The options for these two would show a database's password to everyone on this machine.
+    environment = without_addresses(dict(os.environ)) | {
+        "MLFLOW_BACKEND_STORE_URI": _mlflow_store(services),
+        "MLFLOW_DEFAULT_ARTIFACT_ROOT": backends.artifacts or (layout.mlflow / "artifacts").as_uri(),
         "MLFLOW_AUTH_CONFIG_PATH": str(config),
         "MLFLOW_AUTH_ADMIN_USERNAME": USERNAME,
         "MLFLOW_AUTH_ADMIN_PASSWORD": login.password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": secret_key,
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
     }
-    # Artifacts are files that are named by their path, not passed through the server: so a run that was logged
-    # without a server shows in one, and the other way round.
-    store = ["--backend-store-uri", f"sqlite:///{layout.mlflow / 'mlflow.db'}"]
-    store += ["--no-serve-artifacts", "--default-artifact-root", (layout.mlflow / "artifacts").as_uri()]
     port = login.url.rpartition(":")[2]
     server = ["mlflow", "server", "--app-name", "basic-auth", "--host", HOST, "--port", port, "--workers", "1"]
-    services.start("mlflow", [*server, *store], environment)
+    # Artifacts are files that are named by their path, not passed through the server: so a run that was logged
+    # without a server shows in one, and the other way round.
+    services.start("mlflow", [*server, "--no-serve-artifacts"], environment)
 
 
 def _start_airflow(services: Services, schedules: bool) -> None:
-    environment = _airflow_environment(services, schedules)
+    settings = _airflow_environment(services, schedules)
+    _write_private(services.layout.environment, exports(settings))
+    environment = without_addresses(dict(os.environ)) | settings
     migration = services.start("airflow-migrate", ["airflow", "db", "migrate"], environment)
     if migration.wait() != 0:
         services.check()
@@ -219,6 +236,8 @@ def _start_airflow(services: Services, schedules: bool) -> None:
     services.start("dag-processor", ["airflow", "dag-processor"], environment)
     if schedules:
         services.start("triggerer", ["airflow", "triggerer", "--skip-serve-logs"], environment)
+    if services.backends.celery_broker:
+        services.start("worker", ["airflow", "celery", "worker", "--skip-serve-logs"], environment)
 
 
 def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
@@ -228,19 +247,17 @@ def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
     settings = {
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__DAGS_FOLDER": str(REPOSITORY / "dags"),
-        "CORE__EXECUTOR": "LocalExecutor",
-        "CORE__PARALLELISM": str(TASKS_AT_ONCE),
+        **services.backends.airflow_settings(layout.home),
+        "CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "False",  # an environment that says True would take the login away
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USERNAME}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(passwords),
         "CORE__EXECUTION_API_SERVER_URL": f"{url}/execution/",
         "API__BASE_URL": url,
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{layout.home / 'airflow.db'}",
         "LOGGING__BASE_LOG_FOLDER": str(layout.task_logs),
         # The first task's requests wait until the server has loaded; with 5 s each, a busy machine fails that task.
         "WORKERS__EXECUTION_API_TIMEOUT": "60",
     }
     environment = {
-        **os.environ,
         **{f"AIRFLOW__{name}": value for name, value in settings.items()},
         "AIRFLOW_HOME": str(layout.home),
         "RECSYS_MOE_CONFIGS": str(layout.configs),
@@ -253,6 +270,11 @@ def _airflow_environment(services: Services, schedules: bool) -> dict[str, str]:
         environment["MLFLOW_TRACKING_USERNAME"] = USERNAME
         environment["MLFLOW_TRACKING_PASSWORD"] = services.mlflow.password
     return environment
+
+
+def exports(settings: Mapping[str, str]) -> str:
+    """Settings as a shell reads them, whatever characters they have."""
+    return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items()))
 
 
 def _free_port(wanted: int) -> int:

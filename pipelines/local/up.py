@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.panel import Panel
 from rich.table import Table
 
+from pipelines.local.backends import Backends
 from pipelines.local.services import REPOSITORY, USERNAME, Layout, Services, only_user_of, running
 from pipelines.progress import console
 from recsys_moe.errors import UserError
@@ -27,7 +28,8 @@ def up(configs: Path = REPOSITORY / "configs") -> None:
         home=REPOSITORY / "var" / "airflow", configs=configs.resolve(), mlflow=REPOSITORY / "var" / "mlflow"
     )
     console.print("Starting Airflow and MLflow …")
-    with only_user_of(layout.home), running(layout, schedules=True, mlflow=True) as services:
+    backends = Backends.of_environment()
+    with only_user_of(layout.home), running(layout, schedules=True, mlflow=True, backends=backends) as services:
         show_addresses(services)
         wait_for_ctrl_c(services)
 
@@ -41,6 +43,7 @@ def show_addresses(services: Services) -> None:
         rows.add_row("[bold]MLflow", services.mlflow.url, USERNAME, services.mlflow.password)
     console.print(Panel(rows, title="running", expand=False))
     console.print("New DAGs are paused: switch one on in Airflow when its data is there. Ctrl-C ends all of it.")
+    console.print(f"[dim]For `airflow` in another terminal: . {services.layout.environment}", highlight=False)
     console.print(f"[dim]Logs of the services: {services.layout.logs}", highlight=False)
 
 

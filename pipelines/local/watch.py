@@ -32,6 +32,7 @@ class Watch:
     services: Services
     days: Sequence[date]
     name: str
+    patience_seconds: float = 1200
     _seen: dict[tuple[str, str], dict[str, Any]] = field(default_factory=dict)
     _started: float = field(default_factory=time.monotonic)
 
@@ -59,7 +60,7 @@ class Watch:
         live = Live(console=console, get_renderable=self._grid) if console.is_terminal else None
         shown: AbstractContextManager[object] = live or nullcontext()
         with shown:
-            self.services.wait_until(title, lambda: self._all_succeeded(wanted), seconds=1200)
+            self.services.wait_until(title, lambda: self._all_succeeded(wanted), self.patience_seconds)
 
     def results(self) -> dict[tuple[str, date], dict[str, Any]]:
         """What each step returned for each day; steps that were skipped are left out."""

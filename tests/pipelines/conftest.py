@@ -5,8 +5,6 @@ from __future__ import annotations
 import gzip
 import os
 import random
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -20,6 +18,7 @@ import yaml
 
 from pipelines.config import Recommender, load
 from pipelines.tables import TableName, Tables, snapshots
+from tests import servers
 
 CONFIG: dict[str, Any] = {
     "name": "tiny",
@@ -134,27 +133,11 @@ def rows_of() -> Callable[[Recommender, TableName, date], pd.DataFrame]:
     return read
 
 
-# A server on a port of the system's choice; it says which, and ends with the standard input that it reads.
-_S3_SERVER = """
-import sys
-from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-server.start()
-print(server.get_host_and_port()[1], flush=True)
-sys.stdin.read()
-server.stop()
-"""
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[str]:
     """The address of an S3 server in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-c", _S3_SERVER]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    with subprocess.Popen(command, text=True, env=environment, **pipes) as server:  # type: ignore[call-overload]
-        yield f"http://127.0.0.1:{int(server.stdout.readline())}"
-        server.stdin.close()
+    with servers.s3_server() as url:
+        yield url
 
 
 @pytest.fixture

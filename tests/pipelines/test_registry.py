@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from pipelines.config import Recommender
+from pipelines.errors import TryAgainError
 from pipelines.registry import Registry, tracking_uri
 from pipelines.tracking import in_a_line, without_login
 from recsys_moe.errors import UserError
@@ -56,12 +58,28 @@ def test_a_deleted_experiment_is_told(
         Registry(tiny(name="was_deleted"))
 
 
+def test_two_steps_that_make_the_experiment_at_once_share_it(
+    tiny: Callable[..., Recommender], store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    first = Registry(tiny(name="made_at_once"))
+    looked, look = [], MlflowClient.get_experiment_by_name
+
+    def too_early(client: MlflowClient, name: str) -> object:
+        looked.append(name)
+        return None if len(looked) == 1 else look(client, name)
+
+    monkeypatch.setattr(MlflowClient, "get_experiment_by_name", too_early)
+    assert Registry(tiny(name="made_at_once")).experiment_id == first.experiment_id
+    assert len(looked) == 2
+
+
 def test_no_message_has_the_login_of_the_server(
     tiny: Callable[..., Recommender], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s%40cret@127.0.0.1:1")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    with pytest.raises(UserError, match=r"^MLflow at http://\*\*\*@127\.0\.0\.1:1: ") as told:
+    with pytest.raises(TryAgainError, match=r"^MLflow at http://\*\*\*@127\.0\.0\.1:1: ") as told:
         Registry(tiny())
     assert not any(secret in str(told.value) for secret in ("cret", "me:"))
     assert without_login("http://127.0.0.1:1") == "http://127.0.0.1:1"

