@@ -58,7 +58,7 @@ NEEDED = {
 @dataclass(frozen=True)
 class Scheduled:
     """A recommender that has a schedule: a cron in a time zone, what training and scoring follow, the first day to
-    ingest where one is named, and who is told of what goes wrong."""
+    ingest where one is named, whether lists are exported, and who is told of what goes wrong."""
 
     path: Path
     name: str
@@ -68,6 +68,7 @@ class Scheduled:
     score: str
     every_day: bool
     start: date | None
+    exports: bool
     email: tuple[str, ...]
     slack: str | None
 
@@ -106,6 +107,7 @@ def _read(path: Path) -> Scheduled | None:
         score=_with_days(schedule),
         every_day=schedule.get("every_day", False),
         start=date.fromisoformat(schedule["start"]) if "start" in schedule else None,
+        exports=bool(raw.get("exports")),
         email=tuple(schedule.get("alerts", {}).get("email", ())),
         slack=_with_provider(schedule.get("alerts", {}).get("slack")),
     )

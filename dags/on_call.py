@@ -22,6 +22,8 @@ MLFLOW_PAGES = os.environ.get("RECSYS_MOE_MLFLOW_PAGES") or os.environ.get("MLFL
 _LINES = 15
 _BEFORE, _AFTER = "Output:", "Command exited with return code"
 """What Airflow writes around a command's own words."""
+_NO_LONGER_FOLDED = "::endgroup::"
+"""Ends the group "Post Execute", which Airflow's page keeps folded: what callbacks say would not be seen."""
 
 WHAT_TO_DO = """{task} of {day} failed in {dag} (try {number}).
 
@@ -54,6 +56,7 @@ def say_what_to_do(context: Any) -> None:
         run=run.run_id,
         address=ti.log_url,
     )
+    log.info(_NO_LONGER_FOLDED)
     log.error("%s", context["message"])
 
 

@@ -2,7 +2,7 @@
 
     <name>_ingest    cron      ingest → prepare ───────────────────────────► asset <name>_days
     <name>_train     the asset  all_days_in → train → evaluate → promote → decided ► asset <name>_decisions
-    <name>_score     the asset  plan → shards → shard, one task for each → score
+    <name>_score     the asset  plan → shards → shard, one task for each → score (→ export)
     <name>_monitor   <name>_days  monitor → retrain_is_due ────────────────► asset <name>_retrain
                                           → found
     <name>_maintain  weekly    maintain
@@ -41,10 +41,13 @@ BESIDE = shutil.which("recsys-moe", path=str(Path(sys.executable).parent))
 BIN = os.environ.get("RECSYS_MOE_BIN") or BESIDE or "recsys-moe"
 # The demo plays days of its own, with no night of today's between them: `off` lets cron start nothing.
 END = datetime(2000, 1, 1, tzinfo=UTC) if os.environ.get("RECSYS_MOE_CRON") == "off" else None
+RETRY_AFTER = timedelta(seconds=float(os.environ.get("RECSYS_MOE_RETRY_SECONDS") or 60))
 
 # Values come through the environment, never into the text of the command. Airflow runs it in a temporary folder of
 # its own and removes that afterwards; stderr and stdout come as one stream, so the result is read from a file.
-COMMAND = """export RECSYS_MOE_RESULT="$PWD/result.json"
+# Airflow's own settings, with its databases' passwords, are no business of a step, whose YAML may name any variable.
+COMMAND = """unset $(compgen -v AIRFLOW__)
+export RECSYS_MOE_RESULT="$PWD/result.json"
 set -- {arguments}
 if [ "$DRY_RUN" = True ]; then {dry_run}; fi
 "$RECSYS_MOE_BIN" "$@" && cat "$RECSYS_MOE_RESULT" """
@@ -76,14 +79,15 @@ ABOUT = {
     "ingest": """Each night yesterday's rows, then their examples.
 
 **Days again:** `airflow backfill create --dag-id {name}_ingest --from-date FIRST --to-date LASTT23:59:59
---max-active-runs 1 --reprocess-behavior completed`. Days go in order, oldest first. `{name}_train` waits until all are
-in, so that a month is one training.""",
+--max-active-runs 1 --reprocess-behavior completed`. Several at once leave the same tables; one by one, oldest first, no
+day is made twice. `{name}_train` waits until all are in, so that a month is one training.""",
     "train": """Trains for the newest day, measures the version beside the champion, and lets it take over if the gate
 holds. `all_days_in` waits while days are being ingested; `train` is skipped for a day that is not the newest.
 `decided` tells `{name}_score` to go on, whatever the outcome; `failed` makes the run red where a task above is.""",
     "score": """The best items for every user, by the champion, for the day after. Skipped until there is a champion.
 `plan` fixes the version and the tables and cuts the users into shards; each is a task `shard` of its own, as many at
-once as the pool `scoring` has places; `score` looks at all of it and publishes it at once.
+once as the pool `scoring` has places; `score` looks at all of it and publishes it at once. Where the YAML has
+`exports`, the task `export` brings the lists there.
 
 **A shard failed?** Nothing was published, and readers still see the scores of before. Clear that one: the others stand.
 After a change in the YAML or in the model clear `plan`, since a plan stays what it was.""",
@@ -133,7 +137,7 @@ def step(name: str, recommender: Scheduled, hours: float, options: str = AS_OF, 
 
 
 def dag(recommender: Scheduled, what: str, schedule: Any, **options: Any) -> DAG:
-    """One run at a time, oldest first: a day's history features need the days before it."""
+    """One run at a time, oldest first: no day is then made twice, though days in any order leave the same tables."""
     name, path = recommender.name, recommender.path
     about, as_of = ABOUT[what].format(name=name), "" if what == "maintain" else " --as-of DATE"
     told = notifiers(recommender.email, recommender.slack, "{{ ti.dag_id }}: {{ ti.task_id }} failed")
@@ -147,7 +151,7 @@ def dag(recommender: Scheduled, what: str, schedule: Any, **options: Any) -> DAG
         default_args={
             "owner": "recsys-moe",
             "retries": 3,
-            "retry_delay": timedelta(minutes=1),
+            "retry_delay": RETRY_AFTER,
             "retry_exponential_backoff": True,
             "max_retry_delay": timedelta(minutes=30),
             "retry_policy": OnlyWhereItHelps(),
@@ -220,7 +224,10 @@ def score_dag(recommender: Scheduled, after: Asset) -> None:
         )
         planned = step("score-plan", recommender, hours=2, task_id="plan")
         done = shard.expand(number=shards(planned))
-        done >> step("score-publish", recommender, hours=2, options='--plan "$PLAN"', env=env, task_id="score")
+        published = step("score-publish", recommender, hours=2, options='--plan "$PLAN"', env=env, task_id="score")
+        done >> published
+        if recommender.exports:
+            published >> step("export", recommender, hours=2)
 
 
 def monitor_dag(recommender: Scheduled, days: Asset, retrain: Asset) -> None:

@@ -70,6 +70,7 @@ PARTS = {
     "score.plan": ("score-plan", ' --as-of "$AS_OF"'),
     "score.shard": ("score-shard", ' --plan "$PLAN" --shard "$SHARD"'),
     "score.score": ("score-publish", ' --plan "$PLAN"'),
+    "score.export": ("export", ' --as-of "$AS_OF"'),
 }
 """Commands that are called otherwise than their tasks, or without a day, and their options."""
 KINDS = ("ingest", "train", "score", "monitor", "maintain")
@@ -118,6 +119,7 @@ def broken(read: Read, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
         "train: after_ingest, score: after_ingest",
         "train: when_due, score: after_ingest, start: 2026-05-04, alerts: {email: [on-call@example.org]}",
     )
+    files["rarely"] += "exports: [{name: lake, kind: parquet, path: '../out/{ds}.parquet'}]"
     for name, text in files.items():
         (folder / f"{name}.yaml").write_text(text, encoding="utf-8")
     return read(folder)
@@ -134,6 +136,7 @@ def test_each_schedule_makes_five_dags(broken: dict[str, Any]) -> None:
     assert sorted(broken["dags"]) == sorted(names)
     assert broken["tasks"]["good_ingest"] == {"ingest": ["prepare"], "prepare": []}
     assert broken["tasks"]["good_score"] == {"plan": ["shards"], "shards": ["shard"], "shard": ["score"], "score": []}
+    assert broken["tasks"]["rarely_score"]["score"] == ["export"]
     assert broken["tasks"]["good_monitor"] == {
         "monitor": ["found", "retrain_is_due"],
         "found": [],
@@ -184,7 +187,7 @@ def test_days_are_caught_up_from_the_start_that_is_named(broken: dict[str, Any])
 
 def test_values_reach_the_command_through_the_environment_only(broken: dict[str, Any]) -> None:
     commands = broken["commands"]
-    assert len(commands) == 20
+    assert len(commands) == 21
     for task, (command, environment) in commands.items():
         assert environment["AS_OF"] == "{{ dag_run.partition_key }}"
         assert environment["DRY_RUN"] == "{{ params.dry_run }}"
@@ -230,6 +233,24 @@ def test_a_dry_run_calls_nothing_that_changes_anything(
     assert (tmp_path / "result.json").exists() == (knows_dry_runs or code == 0)
     assert ("--dry-run" in done.stdout) == (knows_dry_runs and dry_run == "True")
     assert "--config a b.yaml" in done.stdout
+
+
+@pytest.mark.parametrize("settings", [{}, {"AIRFLOW__CELERY__BROKER_URL": "redis://:secret@there/0"}])
+def test_a_step_gets_the_environment_without_airflows_settings(
+    broken: dict[str, Any], tmp_path: Path, settings: dict[str, str]
+) -> None:
+    program = tmp_path / "cli"
+    program.write_text('#!/bin/sh\nenv > "$RECSYS_MOE_RESULT"\n', encoding="utf-8")
+    program.chmod(0o755)
+    command, _ = broken["commands"]["good_train.train"]
+    values = {"RECSYS_MOE_BIN": str(program), "CONFIG": "a.yaml", "AS_OF": "2026-01-31", "DRY_RUN": "False"}
+    environment = {"PATH": os.environ["PATH"], "AWS_ACCESS_KEY_ID": "its own", **settings, **values}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "AWS_ACCESS_KEY_ID=its own" in done.stdout.splitlines()
+    assert "AIRFLOW__" not in done.stdout
+    assert done.stderr == ""
 
 
 def test_a_users_error_is_not_retried_and_what_may_pass_is(broken: dict[str, Any]) -> None:

@@ -206,6 +206,7 @@ def test_a_shard_that_cannot_be_scored_fails_the_run_and_nothing_is_published(se
         for line in served.layout.task_log("loses_score", run["dag_run_id"], shard).read_text("utf-8").splitlines()
     ]
     (last_words,) = (event for event in said if "What to do:" in event)
+    assert said[said.index(last_words) - 1] == "::endgroup::"  # or Airflow's page would keep it folded
     assert last_words.startswith(f"shard 1 of {DAYS[0]} failed in loses_score (try 1).")
     assert "error: loses.yaml: shard 1 has no columns" in last_words
     assert f"then clear the task shard 1 in the run {run['dag_run_id']}" in last_words
