@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import gettempdir
 from types import FrameType
-from typing import Any
+from typing import Any, TextIO
 
 import httpx
 
@@ -126,11 +127,11 @@ def running(layout: Layout, *, schedules: bool, mlflow: bool, backends: Backends
     Raises:
         UserError: a service did not start.
     """
-    with _ending_all():
+    with _ending_all(), _port(8080) as airflow_port, _port(5000) as mlflow_port:
         layout.home.mkdir(parents=True, exist_ok=True)
         passwords = _passwords(layout.home)
-        airflow = Airflow(f"http://{HOST}:{_free_port(8080)}", USERNAME, passwords["airflow"])
-        login = Login(f"http://{HOST}:{_free_port(5000)}", passwords["mlflow"]) if mlflow else None
+        airflow = Airflow(f"http://{HOST}:{airflow_port}", USERNAME, passwords["airflow"])
+        login = Login(f"http://{HOST}:{mlflow_port}", passwords["mlflow"]) if mlflow else None
         services = Services(layout, airflow, login, backends)
         with alone_at(_mlflow_store(services)):  # a step that a person runs now would make the same database
             if login:
@@ -169,11 +170,11 @@ def _ending_all() -> Iterator[None]:
 def only_user_of(home: Path) -> Iterator[None]:
     """Keep another `up` or `demo` from using the same folder; a lock of a dead process does not count."""
     home.parent.mkdir(parents=True, exist_ok=True)
-    with home.with_name(f"{home.name}.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{home} is in use by another `recsys-moe`; end that one (Ctrl-C) first") from None
+    try:
+        lock = _locked(home.with_name(f"{home.name}.lock"))
+    except BlockingIOError:
+        raise UserError(f"{home} is in use by another `recsys-moe`; end that one (Ctrl-C) first") from None
+    with lock:
         yield
 
 
@@ -277,18 +278,39 @@ def exports(settings: Mapping[str, str]) -> str:
     return "".join(f"export {name}={shlex.quote(value)}\n" for name, value in sorted(settings.items()))
 
 
-def _free_port(wanted: int) -> int:
-    """The wanted port, or any free one if it is taken."""
+@contextmanager
+def _port(wanted: int) -> Iterator[int]:
+    """The wanted port, or any free one where it is taken; for the length of a `with` block nobody else gets it here.
+
+    A server takes seconds to bind its port, and another that is started meanwhile would find it free.
+    """
     for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
-            bound: int = probe.getsockname()[1]
-            return bound
+        try:
+            bound = _bindable(port)
+            lock = _locked(Path(gettempdir()) / f"recsys-moe-port-{bound}.lock")
+        except OSError:  # of another user's, too
+            continue
+        with lock:
+            yield bound
+        return
     raise UserError(f"no free port on {HOST}")
+
+
+def _bindable(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return int(probe.getsockname()[1])
+
+
+def _locked(path: Path) -> TextIO:
+    file = path.open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise
+    return file
 
 
 def _answers(url: str) -> bool:

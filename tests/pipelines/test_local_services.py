@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pipelines.local.services import exports
+from pipelines.local.services import _port, exports
 from pipelines.tracking import alone_at
 
 
@@ -26,6 +27,19 @@ def test_a_shell_reads_settings_whatever_characters_they_have(tmp_path: Path) ->
     ).stdout
 
     assert said == "|".join(settings.values())
+
+
+def test_a_port_is_given_to_one_alone_before_its_server_has_bound_it() -> None:
+    with _port(0) as first:
+        with _port(first) as second, _port(first) as third:
+            assert len({first, second, third}) == 3
+        with _port(second) as again:
+            assert again == second
+
+
+def test_a_port_that_is_bound_is_not_given() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server, _port(server.getsockname()[1]) as port:
+        assert port != server.getsockname()[1]
 
 
 def test_another_process_waits_until_a_local_store_is_made(tmp_path: Path) -> None:
