@@ -11,7 +11,7 @@ import duckdb
 import pyarrow.compute as pc
 
 from pipelines import history, labels, made_of, past_days, recent, sql
-from pipelines.catalog import Sides
+from pipelines.catalog import Sides, model_features
 from pipelines.config import Recommender, feature_columns
 from pipelines.errors import RaceLostError
 from pipelines.featured import with_features
@@ -42,6 +42,7 @@ def prepare(config: Recommender, ds: date) -> dict[str, Any]:
         raise UserError(
             f"{ds}: has no rows; run `recsys-moe ingest --as-of {ds}` first, and if it accepts none see {rejected}"
         )
+    model_features(config, sides_of(config, tables))  # what cannot be a feature is told before there is a training
     days = labels.days_to_prepare(config, tables, ds)
     for day in _without_history(config, tables, days):
         with suppress(RaceLostError):  # another process has left it

@@ -187,6 +187,13 @@ def test_a_day_whose_users_are_not_there_has_no_users_columns(tiny: Any, rows_of
     assert "band" not in frame or frame["band"].isna().all()
 
 
+def test_a_key_of_user_and_item_is_refused_before_there_is_a_training(tiny: Any) -> None:
+    config = tiny(features={"categorical": ["user", "tab"], "history": {"keys": [["band", "price"]], "days": [1]}})
+    ingest(config, tiny.day(0))
+    with pytest.raises(UserError, match=r"features\.history"):
+        prepare(config, tiny.day(0))
+
+
 @pytest.mark.parametrize("lines", [None, ["u0,i0,never,home,1,0"]], ids=["not ingested", "all rejected"])
 def test_a_day_without_rows_is_named(tiny: Any, lines: list[str] | None) -> None:
     config = tiny()
