@@ -38,15 +38,18 @@ from checked_configs import Scheduled, read_all
 from on_call import MlflowRun, MlflowVersion, OnlyWhereItHelps, notifiers, say_what_to_do, say_what_was_found
 
 BESIDE = shutil.which("recsys-moe", path=str(Path(sys.executable).parent))
-BIN = os.environ.get("RECSYS_MOE_BIN") or BESIDE or "recsys-moe"
+# Tasks inherit what the environment names. Among a task's own values, Airflow would take a name that ends with .sh for
+# that of a template's file.
+PROGRAM = {} if os.environ.get("RECSYS_MOE_BIN") else {"RECSYS_MOE_BIN": BESIDE or "recsys-moe"}
 # The demo plays days of its own, with no night of today's between them: `off` lets cron start nothing.
 END = datetime(2000, 1, 1, tzinfo=UTC) if os.environ.get("RECSYS_MOE_CRON") == "off" else None
 RETRY_AFTER = timedelta(seconds=float(os.environ.get("RECSYS_MOE_RETRY_SECONDS") or 60))
 
 # Values come through the environment, never into the text of the command. Airflow runs it in a temporary folder of
 # its own and removes that afterwards; stderr and stdout come as one stream, so the result is read from a file.
-# Airflow's own settings, with its databases' passwords, are no business of a step, whose YAML may name any variable.
-COMMAND = """unset $(compgen -v AIRFLOW__)
+# Airflow's own settings and connections, with their passwords, are no business of a step, whose YAML may name any
+# variable.
+COMMAND = """unset $(compgen -v AIRFLOW__) $(compgen -v AIRFLOW_CONN_) $(compgen -v AIRFLOW_VAR_)
 export RECSYS_MOE_RESULT="$PWD/result.json"
 set -- {arguments}
 if [ "$DRY_RUN" = True ]; then {dry_run}; fi
@@ -79,8 +82,8 @@ ABOUT = {
     "ingest": """Each night yesterday's rows, then their examples.
 
 **Days again:** `airflow backfill create --dag-id {name}_ingest --from-date FIRST --to-date LASTT23:59:59
---max-active-runs 1 --reprocess-behavior completed`. Several at once leave the same tables; one by one, oldest first, no
-day is made twice. `{name}_train` waits until all are in, so that a month is one training.""",
+--max-active-runs 1 --reprocess-behavior completed`. Several at once leave the same tables; one by one, oldest
+first, is less work. `{name}_train` waits until all are in, so that a month is one training.""",
     "train": """Trains for the newest day, measures the version beside the champion, and lets it take over if the gate
 holds. `all_days_in` waits while days are being ingested; `train` is skipped for a day that is not the newest.
 `decided` tells `{name}_score` to go on, whatever the outcome; `failed` makes the run red where a task above is.""",
@@ -112,7 +115,7 @@ def command(
 
     @task.bash(
         env={
-            "RECSYS_MOE_BIN": BIN,
+            **PROGRAM,
             "CONFIG": str(recommender.path),
             "AS_OF": "{{ dag_run.partition_key }}",
             "DRY_RUN": "{{ params.dry_run }}",
@@ -137,7 +140,7 @@ def step(name: str, recommender: Scheduled, hours: float, options: str = AS_OF, 
 
 
 def dag(recommender: Scheduled, what: str, schedule: Any, **options: Any) -> DAG:
-    """One run at a time, oldest first: no day is then made twice, though days in any order leave the same tables."""
+    """One run at a time, oldest first, is less work: but days in any order leave the same tables."""
     name, path = recommender.name, recommender.path
     about, as_of = ABOUT[what].format(name=name), "" if what == "maintain" else " --as-of DATE"
     told = notifiers(recommender.email, recommender.slack, "{{ ti.dag_id }}: {{ ti.task_id }} failed")
@@ -168,7 +171,8 @@ def ingest_dag(recommender: Scheduled, days: Asset) -> None:
     first = recommender.start and recommender.start + timedelta(days=1)  # the night after the first day
     start = first and datetime(first.year, first.month, first.day, tzinfo=ZoneInfo(zone))
     with dag(recommender, "ingest", nightly, start_date=start, end_date=END, catchup=start is not None):
-        step("ingest", recommender, hours=2) >> step("prepare", recommender, hours=2, outlets=[days])
+        prepare = step("prepare", recommender, hours=2, options=f"{AS_OF} --alone", outlets=[days])
+        step("ingest", recommender, hours=2) >> prepare
 
 
 def train_dag(recommender: Scheduled, after: Asset, decisions: Asset) -> None:

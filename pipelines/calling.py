@@ -93,9 +93,11 @@ def _is_of_a_full_disk(error: BaseException | None) -> bool:
 
     Libraries say so in their own exceptions, with the system's words.
     """
-    while error is not None:
+    seen: list[BaseException] = []
+    while error is not None and error not in seen:  # an error may be named as its own cause
         if any(os.strerror(number) in str(error) for number in (errno.ENOSPC, errno.EDQUOT)):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False
 

@@ -56,11 +56,18 @@ def ingest(
 
 
 @app.command()
-def prepare(config: Config, as_of: AsOf, debug: Debug = False) -> None:
+def prepare(
+    config: Config,
+    as_of: AsOf,
+    alone: Annotated[
+        bool, typer.Option("--alone", help="Leave later days that look back at it to the next training.")
+    ] = False,
+    debug: Debug = False,
+) -> None:
     """Make one day's examples: labels, raw features, and history as of each event."""
     from pipelines.prepare import prepare as step
 
-    call(debug, lambda: step(load(config), day(as_of)))
+    call(debug, lambda: step(load(config), day(as_of), alone))
 
 
 @app.command()

@@ -4,8 +4,8 @@ The table `prepared` holds digests of a prepared day, by the day and the kind of
 
     of      kind      stands for
     ds      delay_0   what the day's rows and counts are made of: its log, and the users and items that it knows
-    ds      delay_3   the same, with all deliveries that tell the labels of tasks that take 3 days
-    ds      examples  the examples that came out
+    ds      delay_3   the same, with all that tells the labels of tasks that take 3 days; empty until they are known
+    ds      left      what came out: the examples, and what the day leaves for the history of later ones
     before  delay_…   the same of a day that the examples look back at, as it had been prepared by then
 
 A digest is of names of files. These are never changed, and rows that are there already are not written again: so names
@@ -31,7 +31,10 @@ from pipelines.tables import TableName, Tables
 Digests = Mapping[tuple[date, str], str]
 """By day and kind."""
 
-_EXAMPLES: TableName = "examples"
+_LEFT, _DELAY = "left", "delay_"
+_UNRIPE = ""
+"""Stands for labels that are not known yet: a day may make them known that is too late to have part in them."""
+_OUTPUTS: tuple[TableName, ...] = ("daily_recent", "daily_counts", "examples")
 _LOGS: tuple[TableName, ...] = ("interactions", "outcomes")
 _ENTITIES: tuple[TableName, ...] = ("users", "items")
 _SCHEMA = pa.schema([("of", pa.date32()), ("kind", pa.string()), ("digest", pa.string()), ("since", pa.date32())])
@@ -46,21 +49,24 @@ class Present:
 
     def inputs(self, ds: date) -> Digests:
         """Of what a day would be made now, by the days that labels take."""
-        return {(ds, _kind(delay)): self._inputs(ds, delay) for delay in _delays(self._config)}
+        ripe = self.ripe_inputs(ds)
+        return {(ds, _kind(delay)): ripe.get((ds, _kind(delay)), _UNRIPE) for delay in _delays(self._config)}
 
     def ripe_inputs(self, ds: date) -> Digests:
         """The same without labels that are not known yet, for which it does not matter what has come."""
         newest = max(self._files("interactions"))
-        return {key: digest for key, digest in self.inputs(ds).items() if ds + _delay(key[1]) <= newest}
+        ripe = [delay for delay in _delays(self._config) if ds + timedelta(days=delay) <= newest]
+        return {(ds, _kind(delay)): self._inputs(ds, delay) for delay in ripe}
 
-    def examples(self, ds: date) -> Digests:
-        """Of the examples that a day has."""
-        return {(ds, _EXAMPLES): self._digest((_EXAMPLES, ds))}
+    def left(self, ds: date) -> Digests:
+        """Of what came out of a day."""
+        return {(ds, _LEFT): self._digest(*((name, ds) for name in _OUTPUTS))}
 
     def looked_at(self, ds: date) -> tuple[date, Digests]:
         """The first day that the examples of `ds` look at, and what the days from there on were made of."""
-        config = self._config
-        since = ds - timedelta(days=config.sampling.make_negatives.days if config.sampling.make_negatives else 0)
+        config, since = self._config, ds
+        if made := config.sampling.make_negatives:
+            since -= timedelta(days=made.days - 1)  # of which `ds` is one
         if config.features.history:
             since = min(since, past_days.oldest_seen(config, past_days.first_event_day(self._tables, [ds])))
         notes = _notes(self._tables, since, ds)
@@ -68,7 +74,7 @@ class Present:
 
     def days(self) -> list[date]:
         """The days that have examples."""
-        return list(self._files(_EXAMPLES))
+        return list(self._files("examples"))
 
     def _inputs(self, ds: date, delay: int) -> str:
         """What labels that take `delay` days may be read from (see `pipelines.labels`), and who is known."""
@@ -113,7 +119,7 @@ def _differs(present: Present, noted: pa.Table, now: Digests, ds: date, since: d
     mine = noted.filter(pc.equal(noted["ds"], pa.scalar(ds)))
     then = _by_key(mine)
     seen = {key: digest for key, digest in now.items() if key[0] >= since and _is_seen(*key, ds)}
-    wanted = {**seen, **present.ripe_inputs(ds), **present.examples(ds)}
+    wanted = {**seen, **present.ripe_inputs(ds), **present.left(ds)}
     return any(then.get(key) != digest for key, digest in wanted.items())
 
 
@@ -125,8 +131,8 @@ def _notes(tables: Tables, first: date, before: date | None) -> pa.Table:
 
 
 def _own(notes: pa.Table) -> Digests:
-    """What days noted of themselves, but of their examples, which nobody looks at."""
-    of_itself = pc.and_(pc.equal(notes["of"], notes["ds"]), pc.not_equal(notes["kind"], _EXAMPLES))
+    """What days noted that they are made of."""
+    of_itself = pc.and_(pc.equal(notes["of"], notes["ds"]), pc.starts_with(notes["kind"], _DELAY))
     return _by_key(notes.filter(of_itself))
 
 
@@ -141,11 +147,11 @@ def _is_seen(day: date, kind: str, ds: date) -> bool:
 
 
 def _kind(delay: int) -> str:
-    return f"delay_{delay}"
+    return f"{_DELAY}{delay}"
 
 
 def _delay(kind: str) -> timedelta:
-    return timedelta(days=int(kind.removeprefix("delay_")))
+    return timedelta(days=int(kind.removeprefix(_DELAY)))
 
 
 def _delays(config: Recommender) -> set[int]:

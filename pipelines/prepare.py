@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from contextlib import AbstractContextManager, suppress
 from datetime import date, timedelta
 from typing import Any
@@ -25,12 +26,18 @@ from recsys_moe.errors import UserError
 log = logging.getLogger(__name__)
 
 
-def prepare(config: Recommender, ds: date) -> dict[str, Any]:
+def prepare(config: Recommender, ds: date, alone: bool = False) -> dict[str, Any]:
     """Publish the examples of day `ds`, one a row of the log, and what the day leaves for the history of days to come.
 
     Days before it whose labels `ds` makes known are made again, and later days that look back at it, where it was not
     there or was another. Those that `ds` looks back at and that were never prepared leave their history first. So days
     may come in any order, and several at once. A day is held on disk where memory does not suffice.
+
+    Args:
+        config: the recommender.
+        ds: the day.
+        alone: leave those that look back at it to `catch_up`, with which a training begins: of many days in a row, none
+            is then made again for each day before it.
 
     Raises:
         UserError: the day was not ingested.
@@ -47,21 +54,41 @@ def prepare(config: Recommender, ds: date) -> dict[str, Any]:
     for day in _without_history(config, tables, days):
         with suppress(RaceLostError):  # another process has left it
             _leave_history_alone(config, tables, day)
-    results = _prepare_all(config, tables, days)
+    results = _prepare_all(config, tables, days, only=frozenset(days) if alone else None)
     again = [day.isoformat() for day in sorted(results) if day != ds]
     return {"step": "prepare", "ds": ds.isoformat(), **results[ds], "prepared_again": again}
 
 
-def _prepare_all(config: Recommender, tables: Tables, days: list[date]) -> dict[date, dict[str, Any]]:
-    """Prepare days, and what is then out of date from the first of them on, until nothing is. Returns each result."""
+def catch_up(config: Recommender) -> list[date]:
+    """Prepare again every day that was made of something else than is there now. Returns which.
+
+    Raises:
+        TryAgainError: other processes prepare the same days all the time.
+    """
+    again = sorted(_prepare_all(config, Tables(config.storage), []))
+    if again:
+        log.info(
+            "prepared again, since days that they look back at came in late or anew: %s", ", ".join(map(str, again))
+        )
+    return again
+
+
+def _prepare_all(
+    config: Recommender, tables: Tables, days: list[date], only: Collection[date] | None = None
+) -> dict[date, dict[str, Any]]:
+    """Prepare days, and what is out of date from the first of them on, until nothing is. Returns each result.
+
+    With `only`, other days may stay out of date; without `days`, all that there are count.
+    """
     results: dict[date, dict[str, Any]] = {}
     due = days
     for _ in attempts(tables.path("examples")):
         for day in due:
             with suppress(RaceLostError):  # another process is at this day, too
                 results[day] = _prepare_day(config, tables, day)
+        out_of_date = made_of.out_of_date(config, tables, min(days, default=date.min))
         lost = [day for day in days if day not in results]
-        due = sorted({*lost, *made_of.out_of_date(config, tables, days[0])})
+        due = sorted({*lost, *(day for day in out_of_date if only is None or day in only)})
         if not due:
             return results
     raise AssertionError("the last attempt has raised")
@@ -103,8 +130,8 @@ def _prepare_day(config: Recommender, tables: Tables, ds: date) -> dict[str, Any
         rows = with_features(connection, config, tables, "events", through=ds - timedelta(days=1), groups=groups)
         versions["examples"] = tables.replace_day("examples", ds, rows)
         count = sql.value(connection, "SELECT count(*) FROM events")
-    came_out = made_of.Present(config, tables).examples(ds)
-    made_of.note(tables, ds, {**looked_at, **inputs, **came_out}, since)
+    left = made_of.Present(config, Tables(config.storage, versions)).left(ds)
+    made_of.note(tables, ds, {**looked_at, **inputs, **left}, since)
     log.info("prepared %s: %d examples", ds, count)
     return {"examples": count, "versions": versions}
 

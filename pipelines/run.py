@@ -41,7 +41,7 @@ def run(config: Recommender, start: date | None = None, as_of: date | None = Non
     with Progress(f"{config.name}: ingest and prepare", len(days), "days") as progress:
         for day in days:
             done["ingest"].append(ingest(config, day))
-            done["prepare"].append(prepare(config, day))
+            done["prepare"].append(prepare(config, day, alone=True))
             progress.advance(1, day.isoformat())
     for step in (train, evaluate, promote, score):
         done[step.__name__] = step(config, last)

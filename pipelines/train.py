@@ -21,7 +21,7 @@ from pipelines.config import Recommender
 from pipelines.environment import environment
 from pipelines.errors import NotDueError, TryAgainError
 from pipelines.fitting import Encoded, Job, curve, lead
-from pipelines.prepare import sides_of
+from pipelines.prepare import catch_up, sides_of
 from pipelines.registry import Registry, Version
 from pipelines.runs import Run
 from pipelines.scratch import made_once, scratch_of
@@ -102,14 +102,15 @@ class Plan:
 def train(config: Recommender, as_of: date, resume: bool = True, team: Team | None = None) -> dict[str, Any]:
     """Train for the days up to `as_of` and register the result; a run that finished before is not repeated.
 
-    A training that was killed, or failed, is gone on with where it left off, unless `resume` is false. The other
-    processes of the `team` must be at `fitting.follow`.
+    Days that look back at what came in late are prepared again first. A training that was killed, or failed, is gone on
+    with where it left off, unless `resume` is false. The other processes of the `team` must be at `fitting.follow`.
 
     Raises:
         UserError: too few days are prepared, or the data do not fit the YAML.
         TryAgainError: another process is at the same training, or the examples changed under it.
     """
     tables, registry = Tables(config.storage), Registry(config)
+    caught_up = catch_up(config)
     split = Split.of(config, tables.days("examples"), as_of)
     shape = model_config(config, sides_of(config, tables))
     warnings = leaks.check(config, tables, split)
@@ -128,6 +129,7 @@ def train(config: Recommender, as_of: date, resume: bool = True, team: Team | No
         "run_id": version.run_id,
         "trained_through": version.through.isoformat(),
         "repeated": repeated,
+        "prepared_again": [day.isoformat() for day in caught_up],
         "warnings": warnings,
         "versions": {"examples": tables.version("examples")},
     }

@@ -23,7 +23,7 @@ from pipelines.catalog import model_config
 from pipelines.config import Recommender, Tuning
 from pipelines.fitting import Encoded
 from pipelines.held_out import HeldOut
-from pipelines.prepare import sides_of
+from pipelines.prepare import catch_up, sides_of
 from pipelines.registry import Registry
 from pipelines.runs import Run
 from pipelines.scratch import scratch_of
@@ -57,6 +57,7 @@ def tune(config: Recommender, as_of: date, trials: int | None = None) -> dict[st
     if config.tuning is None:
         raise UserError("tuning: there is no such block in the YAML; name the settings to search for (docs/tuning.md)")
     tables = Tables(config.storage)
+    catch_up(config)
     split = Split.of(config, tables.days("examples"), as_of)
     name = _fingerprint(config, config.tuning, tables, split)
     registry = Registry(config)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import Any
 
+import httpx
 from rich.live import Live
 from rich.table import Table
 
@@ -73,9 +74,10 @@ class Watch:
         return found
 
     def _all_succeeded(self, wanted: set[tuple[str, str]]) -> bool:
-        for dag_id in self.dag_ids:
-            for run in self.services.airflow.runs(dag_id):
-                self._look_at(dag_id, run)
+        with suppress(httpx.TimeoutException):  # on a busy machine Airflow takes its time to answer
+            for dag_id in self.dag_ids:
+                for run in self.services.airflow.runs(dag_id):
+                    self._look_at(dag_id, run)
         if all(self._seen.get(key, {}).get("state") == "success" for key in wanted):
             return True
         time.sleep(_SECONDS_BETWEEN_LOOKS)

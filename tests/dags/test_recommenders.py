@@ -67,6 +67,7 @@ print(json.dumps({
 
 PARTS = {
     "maintain.maintain": ("maintain", ""),
+    "ingest.prepare": ("prepare", ' --as-of "$AS_OF" --alone'),
     "score.plan": ("score-plan", ' --as-of "$AS_OF"'),
     "score.shard": ("score-shard", ' --plan "$PLAN" --shard "$SHARD"'),
     "score.score": ("score-publish", ' --plan "$PLAN"'),
@@ -192,6 +193,7 @@ def test_values_reach_the_command_through_the_environment_only(broken: dict[str,
         assert environment["AS_OF"] == "{{ dag_run.partition_key }}"
         assert environment["DRY_RUN"] == "{{ params.dry_run }}"
         assert environment["CONFIG"].endswith(f"/{task.split('_')[0]}.yaml")
+        assert environment["RECSYS_MOE_BIN"] == str(Path(sys.executable).with_name("recsys-moe"))
         assert "{" not in command
         assert not any(value in command for value in environment.values())
         step, options = PARTS.get(task.split("_")[1], (task.split(".")[1], ' --as-of "$AS_OF"'))
@@ -235,7 +237,9 @@ def test_a_dry_run_calls_nothing_that_changes_anything(
     assert "--config a b.yaml" in done.stdout
 
 
-@pytest.mark.parametrize("settings", [{}, {"AIRFLOW__CELERY__BROKER_URL": "redis://:secret@there/0"}])
+@pytest.mark.parametrize(
+    "settings", [{}, dict.fromkeys(("AIRFLOW__CELERY__BROKER_URL", "AIRFLOW_CONN_SLACK", "AIRFLOW_VAR_KEY"), "secret")]
+)
 def test_a_step_gets_the_environment_without_airflows_settings(
     broken: dict[str, Any], tmp_path: Path, settings: dict[str, str]
 ) -> None:
@@ -249,7 +253,7 @@ def test_a_step_gets_the_environment_without_airflows_settings(
         ["bash", "-c", command], cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     assert "AWS_ACCESS_KEY_ID=its own" in done.stdout.splitlines()
-    assert "AIRFLOW__" not in done.stdout
+    assert "AIRFLOW_" not in done.stdout
     assert done.stderr == ""
 
 

@@ -46,6 +46,11 @@ def test_exit_codes(error: Exception, cause: Exception | None, code: int, capsys
     assert line == f"error: {error}"
 
 
+def test_an_error_that_is_its_own_cause_comes_to_an_end() -> None:
+    error = UserError("x.yaml: name: is missing")
+    assert fails_with(error, error) == 2
+
+
 def test_a_bug_keeps_its_traceback() -> None:
     def step() -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
