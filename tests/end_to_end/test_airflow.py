@@ -10,9 +10,8 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -24,6 +23,7 @@ import pytest
 
 from pipelines.local.airflow_api import Airflow
 from pipelines.local.services import Layout
+from tests.end_to_end.waiting import wait_until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -64,11 +64,11 @@ class Served:
             self.switch_on(dag_id)
         self.airflow.backfill(f"{name}_ingest", first, last)
         days = [str(day) for day in DAYS if first <= day <= last]
-        _wait_until(lambda: all(self.ended_days(dag_id) == days for dag_id in dag_ids), 600)
+        wait_until(lambda: all(self.ended_days(dag_id) == days for dag_id in dag_ids), 600)
 
     def switch_on(self, dag_id: str) -> None:
         """Let a DAG run, once it was read."""
-        _wait_until(lambda: self.airflow.has_dag(dag_id), 120)
+        wait_until(lambda: self.airflow.has_dag(dag_id), 120)
         self.airflow.unpause(dag_id)
 
     def ended_days(self, dag_id: str) -> list[str]:
@@ -101,16 +101,6 @@ class Served:
 
 def _name(task: dict[str, Any]) -> str:
     return f"{task['task_id']} {task['map_index']}" if task["map_index"] >= 0 else str(task["task_id"])
-
-
-def _wait_until(is_so: Callable[[], bool], seconds: float) -> None:
-    deadline = time.monotonic() + seconds
-    while True:
-        with suppress(httpx.TimeoutException):  # on a busy machine Airflow takes its time over the first task
-            if is_so():
-                return
-        assert time.monotonic() < deadline, f"took more than {seconds} s"
-        time.sleep(1)
 
 
 def _layout(folder: Path) -> Layout:
@@ -187,7 +177,7 @@ def test_a_failed_training_fails_its_run_and_the_day_is_scored_all_the_same(serv
 
 def _scored(served: Served, name: str) -> tuple[str, dict[str, tuple[str, int]]]:
     """How the scoring of a recommender ended that the fixture began."""
-    _wait_until(lambda: served.ended_days(f"{name}_score") == [str(DAYS[0])], 300)
+    wait_until(lambda: served.ended_days(f"{name}_score") == [str(DAYS[0])], 300)
     return served.states(f"{name}_score")[str(DAYS[0])]
 
 
@@ -249,10 +239,10 @@ def test_nothing_is_reachable_from_other_machines(served: Served) -> None:
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL], ids=["ctrl-c", "kill -9"])
 def test_everything_ends_with_the_process_that_started_it(tmp_path: Path, ending: signal.Signals) -> None:
     with _served(tmp_path) as served:
-        _wait_until(lambda: served.airflow.has_dag("hangs_ingest"), 120)
+        wait_until(lambda: served.airflow.has_dag("hangs_ingest"), 120)
         served.airflow.unpause("hangs_ingest")
         served.airflow.run("hangs_ingest", DAYS[0])
-        _wait_until(lambda: any("stand_in.py" in line for line in _commands(served.process.pid)), 120)
+        wait_until(lambda: any("stand_in.py" in line for line in _commands(served.process.pid)), 120)
         below = psutil.Process(served.process.pid).children(recursive=True)
 
         served.process.send_signal(ending)

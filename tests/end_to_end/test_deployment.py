@@ -8,8 +8,8 @@ import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -27,6 +27,7 @@ from pipelines.local.airflow_api import Airflow
 from pipelines.tables import Tables
 from tests.end_to_end.deployment import layout_of
 from tests.end_to_end.loop import FIRST_NIGHT, SECOND_NIGHT, call, small_demo
+from tests.end_to_end.waiting import wait_until
 from tests.servers import IN_URLS, PASSWORD, postgres_server, redis_server, s3_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(6000)]
@@ -57,16 +58,6 @@ class Served:
         while not select.select([self.process.stdout], [], [], 0.5)[0]:
             self.look_around()
         return json.loads(_stdout(self.process).readline())
-
-    def wait_until(self, is_so: Callable[[], bool], seconds: float) -> None:
-        """Wait, and give up after some seconds."""
-        deadline = time.monotonic() + seconds
-        while True:
-            with suppress(httpx.TimeoutException):  # on a busy machine Airflow takes its time over the first task
-                if is_so():
-                    return
-            assert time.monotonic() < deadline, f"took more than {seconds} s"
-            time.sleep(1)
 
     def look_around(self) -> None:
         """Note the commands of all processes, and the addresses at which they listen."""
@@ -266,10 +257,10 @@ def test_a_step_may_run_in_another_environment_under_the_local_executor_on_postg
     environment = {"RECSYS_MOE_AIRFLOW_DATABASE": database, "RECSYS_MOE_BIN": str(entry), "OF_AIRFLOW_ALONE": "1"}
 
     with _served(tmp_path, **environment) as served:
-        served.wait_until(lambda: served.airflow.has_dag("shop_ingest"), 300)
+        wait_until(lambda: served.airflow.has_dag("shop_ingest"), 300)
         served.airflow.unpause("shop_ingest")
         served.airflow.run("shop_ingest", FIRST_NIGHT)
-        served.wait_until(lambda: [run["state"] for run in served.airflow.runs("shop_ingest")] == ["success"], 600)
+        wait_until(lambda: [run["state"] for run in served.airflow.runs("shop_ingest")] == ["success"], 600)
         (run,) = served.airflow.runs("shop_ingest")
         assert served.airflow.result("shop_ingest", run["dag_run_id"], "ingest")["accepted"] > 3000
 
