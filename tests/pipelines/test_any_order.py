@@ -57,7 +57,7 @@ COMPARED: tuple[TableName, ...] = (
 )
 
 
-def world(tiny: Any, days: int, sampling: dict[str, Any] | None = None) -> Recommender:
+def world(tiny: Any, days: int, sampling: dict[str, Any] | None = None, **more: Any) -> Recommender:
     """Late rows, purchases of the days before, and items whose prices change every day."""
     for number in range(days):
         draw, day = random.Random(number), tiny.day(number)
@@ -67,7 +67,7 @@ def world(tiny: Any, days: int, sampling: dict[str, Any] | None = None) -> Recom
         bought = [f"u{draw.randrange(3)},i{draw.randrange(4)},{tiny.at(number, draw.randrange(80_000))}" for _ in "abc"]
         tiny.write(f"purchases/{day}.csv", "\n".join(["user,item,at", *bought]) + "\n")
     changes = {"source": SOURCE, "tasks": TASKS, "features": FEATURES, "segments": None, "scoring": None}
-    config: Recommender = tiny(**changes, **({"sampling": sampling} if sampling else {}))
+    config: Recommender = tiny(**changes, **({"sampling": sampling} if sampling else {}), **more)
     return config
 
 
