@@ -140,7 +140,7 @@ def step(name: str, recommender: Scheduled, hours: float, options: str = AS_OF, 
 
 
 def dag(recommender: Scheduled, what: str, schedule: Any, **options: Any) -> DAG:
-    """One run at a time, oldest first, is less work: but days in any order leave the same tables."""
+    """A DAG of a recommender. One run at a time, oldest first, is the least work; any order leaves the same tables."""
     name, path = recommender.name, recommender.path
     about, as_of = ABOUT[what].format(name=name), "" if what == "maintain" else " --as-of DATE"
     told = notifiers(recommender.email, recommender.slack, "{{ ti.dag_id }}: {{ ti.task_id }} failed")

@@ -1,7 +1,7 @@
 """docs/operations.md as a new user follows it: its YAML and its commands, on data of another shape than the demo's.
 
 In a copy of the project, which has its own tables, Airflow and MLflow; only `.venv` is this one's, since
-`tests/test_setup.py` is about making it. The night is three minutes away, and what it does, it does by itself.
+`tests/test_setup.py` is about making it. The night is five minutes away, and what it does, it does by itself.
 """
 
 from __future__ import annotations
